@@ -1,0 +1,165 @@
+"""What passes learn from and evaluators measure on: two frozen records, and the way to them from a data config."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import DataError, OlivalError, nearest
+
+if TYPE_CHECKING:
+    from olive.data.config import DataConfig
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """Texts with the NAME of their class; the numbers of the classes are made only where a head is built.
+
+    Attributes:
+        texts: one text per row, the template already filled.
+        labels: one label name per row.
+        label_names: all names in the order of the head's outputs.
+        template: how a row's columns became the text; "{text}" for one column as it is.
+        max_length: tokens per text, or per window, special tokens included.
+        window_stride: tokens from one window's start to the next; None truncates.
+        source: file or data set, for messages.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    label_names: list[str]
+    template: str = "{text}"
+    max_length: int = 128
+    window_stride: int | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over content and settings; the source's name is not part of it."""
+        return _fingerprint(self)
+
+    def label_ids(self, label_names: Sequence[str]) -> list[int]:
+        """The labels as numbers: their places in `label_names`, which may come from another data set or a package.
+
+        Raises:
+            DataError: a label that is not in `label_names`; names source, label and nearest.
+        """
+        places = {name: place for place, name in enumerate(label_names)}
+        for row, label in enumerate(self.labels, 1):
+            if label not in places:
+                raise DataError(f"{self.source}: row {row}: unknown label {label!r}; {nearest(label, label_names)}")
+        return [places[label] for label in self.labels]
+
+    def take(self, indices: Sequence[int]) -> ClassificationData:
+        """The rows at `indices`, in that order; `label_names` and settings stay."""
+        texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
+        return dataclasses.replace(self, texts=texts, labels=labels)
+
+
+@dataclass(frozen=True)
+class GenerationData:
+    """Prompts and the responses to learn.
+
+    Attributes:
+        prompts: one per row, the template already filled; "" for plain text.
+        responses: one per row.
+        template: "chat" = the prompt is a user's message in the tokenizer's chat template; otherwise the format string
+            that made the prompt from columns, "{prompt}" for one column as it is and for plain text. A deployed package
+            can apply it when it has exactly one placeholder.
+        max_length: tokens per example or packed block, special tokens included.
+        packing: several examples share a block.
+        source: file or data set, for messages.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    template: str = "{prompt}"
+    max_length: int = 256
+    packing: bool = False
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over content and settings; the source's name is not part of it."""
+        return _fingerprint(self)
+
+    def take(self, indices: Sequence[int]) -> GenerationData:
+        """The rows at `indices`, in that order; settings stay."""
+        prompts, responses = ([column[index] for index in indices] for column in (self.prompts, self.responses))
+        return dataclasses.replace(self, prompts=prompts, responses=responses)
+
+
+def _fingerprint(data: ClassificationData | GenerationData) -> str:
+    content = dataclasses.asdict(data)
+    del content["source"]
+    content["kind"] = type(data).__name__
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def load_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | GenerationData:
+    """Runs load_dataset and pre_process of an Olive data config.
+
+    Args:
+        data_config: an Olive DataConfig, or the dict of one (left unchanged).
+
+    Raises:
+        DataError: unknown component or parameter, or whatever is wrong with the data; names the data config.
+    """
+    from olive.data.config import DataConfig
+
+    import data.olive_components  # registers the components that the config names  # noqa: F401
+
+    config = _parse(data_config) if isinstance(data_config, dict) else data_config
+    if not isinstance(config, DataConfig):
+        raise DataError(f"a data config must be an Olive DataConfig or a dict, but is {type(data_config).__name__}")
+    try:
+        container = config.to_data_container()
+        result = container.pre_process(container.load_dataset())
+    except OlivalError as error:
+        raise DataError(f"data config {config.name!r}: {error}") from error
+    except (
+        Exception
+    ) as error:  # components of other people raise anything; Olive fails a run only on ValueError and kin
+        raise DataError(f"data config {config.name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(result, ClassificationData | GenerationData):
+        kind = config.pre_process_data_config.type if config.pre_process_data_config else None
+        raise DataError(
+            f"data config {config.name!r}: pre_process_data_config.type {kind!r} makes no data for this workspace; "
+            + nearest(kind, ["classification", "generation"])
+        )
+    return result
+
+
+def _parse(data_config: dict[str, Any]) -> DataConfig:
+    from olive.data.config import DataConfig
+    from olive.data.registry import Registry
+    from pydantic import ValidationError
+
+    name = data_config.get("name")
+    try:
+        return DataConfig(**copy.deepcopy(data_config))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors())
+        raise DataError(f"data config {name!r}: {problems}") from error
+    except KeyError as error:  # Olive's look-up of a component ends in a bare KeyError
+        for key, kind in (("load_dataset_config", "load_dataset"), ("pre_process_data_config", "pre_process_data")):
+            wanted = (data_config.get(key) or {}).get("type")
+            choices = Registry._REGISTRY[kind]
+            if wanted is not None and str(wanted).lower() not in choices:
+                raise DataError(
+                    f"data config {name!r}: {key}.type: unknown {wanted!r}; {nearest(wanted, choices)}"
+                ) from error
+        raise DataError(f"data config {name!r}: unknown type {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # what Olive lets through, `task` for example
+        raise DataError(f"data config {name!r}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,102 @@
+"""The Olive data components of this workspace; importing this module registers them.
+
+load_dataset "rows"; pre_process "classification" and "generation". A data config:
+
+    {"name": "spam_train", "user_script": "register.py",
+     "load_dataset_config": {"type": "rows", "data_files": "data/samples/sms_spam_train.csv"},
+     "pre_process_data_config": {"type": "classification", "text": "text", "label": "label", "max_length": 96}}
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from olive.data.registry import Registry
+
+from data.examples import ClassificationData, GenerationData
+from data.loading import load_rows
+from data.preparing import prepare_classification, prepare_generation, select_part
+from runtime.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What Olive itself puts into the parameters when a data config's type is HuggingfaceContainer; it means nothing here.
+OLIVE_PARAMETERS = {"model_name", "task", "trust_remote_code"}
+
+
+@Registry.register_dataset("rows")
+def rows(
+    data_files: str | list[str] | None = None,
+    data_name: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    split_part: str | None = None,
+    validation_fraction: float = 0.15,
+    seed: int = 0,
+    stratify_by: str | None = None,
+    limit: int | None = None,
+    **others: Any,
+) -> Dataset:
+    """Rows of files or of a data set by name (`data.loading.load_rows`), or a part (`data.preparing.select_part`)."""
+    _refuse("rows", rows, others)
+    dataset = load_rows(data_files, data_name, subset, split, revision, bool(trust_remote_code))
+    return select_part(dataset, split_part, validation_fraction, seed, stratify_by, limit)
+
+
+@Registry.register_pre_process("classification")
+def classification(
+    dataset: Dataset,
+    text: str | None = None,
+    label: str = "label",
+    text_template: str | None = None,
+    label_names: list[str] | None = None,
+    max_length: int = 128,
+    window_stride: int | None = None,
+    **others: Any,
+) -> ClassificationData:
+    """Rows to ClassificationData, see `data.preparing.prepare_classification`."""
+    _refuse("classification", classification, others)
+    _check_rows("classification", dataset)
+    return prepare_classification(dataset, text, label, text_template, label_names, max_length, window_stride)
+
+
+@Registry.register_pre_process("generation")
+def generation(
+    dataset: Dataset,
+    prompt: str | None = None,
+    response: str | None = None,
+    template: str | None = None,
+    text_template: str | None = None,
+    max_length: int = 256,
+    packing: bool = False,
+    chat_template: bool = False,
+    **others: Any,
+) -> GenerationData:
+    """Rows to GenerationData, see `data.preparing.prepare_generation`."""
+    _refuse("generation", generation, others)
+    _check_rows("generation", dataset)
+    return prepare_generation(dataset, prompt, response, template, text_template, max_length, packing, chat_template)
+
+
+def _refuse(name: str, component: Callable[..., Any], others: dict[str, Any]) -> None:
+    """Raises DataError for all unknown parameters at once."""
+    valid = [option for option in inspect.signature(component).parameters if option not in ("dataset", "others")]
+    unknown = [option for option in others if option not in OLIVE_PARAMETERS]
+    if unknown:
+        raise DataError(
+            "; ".join(f"{name}: unknown parameter {option!r}; {nearest(option, valid)}" for option in unknown)
+        )
+
+
+def _check_rows(name: str, dataset: Any) -> None:
+    from datasets import Dataset
+
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"{name} needs the rows of a data set, but got {dataset!r}; set load_dataset_config.type to 'rows'"
+        )

@@ -1,0 +1,33 @@
+"""The ONNX side of a comparison: a finished package through the same runtime that deployers import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from runtime.model import MultiAdapterModel
+
+
+class PackageModel:
+    """A package folder; the same interface as evaluators.torch_model.TorchModel."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime = MultiAdapterModel.load(folder)
+
+    def labels(self, adapter: str) -> list[str]:
+        """The label names of a classification adapter, in the order of its logits."""
+        return list(self.runtime.adapters[adapter]["labels"])
+
+    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: str | None) -> np.ndarray:
+        """Next-token logits float32 (batch, seq, vocab) of int64 (batch, seq) ids; `adapter` None is the base."""
+        return self.runtime.logits(input_ids, attention_mask, adapter)
+
+    def class_logits(self, rows: list[list[int]], adapter: str, batch_size: int = 16) -> np.ndarray:
+        """Class logits float32 (rows, classes) of token id lists."""
+        return self.runtime.class_logits(rows, adapter, batch_size)
+
+    def stream(self, prompt: str, adapter: str | None, new_tokens: int) -> Iterator[str]:
+        """One piece a token, exactly `new_tokens` of them: end-of-text does not stop it."""
+        return self.runtime.stream(prompt, adapter, max_new_tokens=new_tokens, stop_at_eos=False)

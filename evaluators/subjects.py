@@ -1,0 +1,85 @@
+"""What an evaluation looks at: the PyTorch model with its adapters and, after the export, the package beside it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.torch_model import TorchModel
+
+VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "olive-ai", "onnxruntime", "onnxruntime-genai")
+
+
+@dataclass
+class Subjects:
+    """The models to compare. `package` is None before the export; `folders` maps adapter names to their PEFT folders."""
+
+    torch: TorchModel
+    package: Any
+    base: Path
+    folders: dict[str, Path]
+    tasks: dict[str, str]
+    model_folder: Path | None  # where evaluation.json goes: the package's folder, None before the export
+
+    def models(self) -> dict[str, Any]:
+        """{"pytorch": ..., "package": ...}, the latter only after the export."""
+        return {"pytorch": self.torch, **({"package": self.package} if self.package is not None else {})}
+
+    def description(self) -> dict[str, Any]:
+        """On what and with which versions was measured."""
+        return {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+            "versions": {name: _version(name) for name in VERSIONS_OF},
+            "precision": self.package.runtime.manifest["precision"] if self.package is not None else None,
+        }
+
+    def record(self, evaluation: dict[str, Any]) -> None:
+        """Writes evaluation.json and, adapter by adapter, the scores into the package's manifest."""
+        if self.model_folder is None:
+            return
+        from runtime.manifest import read_manifest, write_manifest
+
+        text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False)
+        (self.model_folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        manifest = read_manifest(self.model_folder, verify=False)
+        for name, info in manifest["adapters"].items():
+            rows = [row for row in evaluation["quality"] if row["adapter"] == name]
+            columns = ("base", "pytorch", "package")
+            info["metrics"] = {row["metric"]: {column: row[column] for column in columns} for row in rows}
+        write_manifest(self.model_folder, manifest)
+
+
+def open_subjects(model: Any) -> Subjects:
+    """Opens what an Olive handler points to: an HfModel with trained adapters, or the package made from one."""
+    from evaluators.package_model import PackageModel
+    from passes.base_model import local_folder
+    from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
+
+    attributes = model.model_attributes or {}
+    folders = {name: Path(folder) for name, folder in attributes.get(ATTRIBUTE, {}).items()}
+    tasks = {name: _read_json(folder / "adapter.json")["task"] for name, folder in folders.items()}
+    if BASE_ATTRIBUTE in attributes:
+        base, folder = Path(attributes[BASE_ATTRIBUTE]), Path(model.model_path)
+        folder = folder if folder.is_dir() else folder.parent
+        return Subjects(TorchModel(base, folders), PackageModel(folder), base, folders, tasks, folder)
+    base = local_folder(model.model_name_or_path)
+    return Subjects(TorchModel(base, folders), None, base, folders, tasks, None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,73 @@
+"""Finds and loads the base model: frozen, in the precision that training or comparison needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import OlivalError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+QUANTIZATIONS = ("nf4", "fp4")  # of bitsandbytes; None keeps the base as it is
+
+
+def local_folder(model_path: str) -> Path:
+    """The folder of a base model: `model_path` itself, or the local copy of a Hugging Face repository.
+
+    Raises OlivalError when there is no such folder and no such repository can be had.
+    """
+    folder = Path(model_path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise OlivalError(f"{folder}: is no model folder, it has no config.json")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(model_path, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; each means that the model is not to be had
+        siblings = [str(p.parent / p.name) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        hint = f" ({nearest(model_path, siblings)})" if siblings else ""
+        raise OlivalError(
+            f"'{model_path}' is neither a model folder here{hint} nor a repository that the Hugging Face hub gives out: "
+            f"{type(error).__name__}"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_base(
+    folder: Path, quantization: str | None = None, compute_dtype: str = "float32", double_quantization: bool = False
+) -> PreTrainedModel:
+    """Loads a causal language model with all its weights frozen, on the GPU if there is one.
+
+    Args:
+        folder: model folder in the format of transformers.
+        quantization: None, or "nf4" / "fp4" of bitsandbytes (Dettmers et al. 2023, QLoRA).
+        compute_dtype: "float32", "bfloat16" or "float16": the dtype of activations and of unquantized weights.
+        double_quantization: quantize the block scales as well.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, compute_dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    if quantization is not None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=double_quantization,
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model.requires_grad_(False)
+    model.eval()
+    return model

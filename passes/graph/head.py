@@ -1,0 +1,84 @@
+"""Adds a classification head to an exported base, and a way to skip the language-model head when only classes are wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from passes.graph.slots import add_optional_input
+from runtime.errors import PackageError
+
+if TYPE_CHECKING:
+    import onnx
+
+_INT64 = 7  # onnx.TensorProto's number
+_END = 2**31 - 1  # a row index that lies behind every sequence
+
+
+def add_class_head(model: onnx.ModelProto) -> None:
+    """Adds output ``class_logits`` (batch, classes), in place: last real token's final hidden state @ ``class_head.weight``.
+
+    Two optional inputs, both of which leave the base as it is when they are not set:
+
+    - ``class_head.weight``: ("lora_n", hidden, "classes"), graph's float type, default (1, hidden, 0): no classes.
+      ``lora_n`` is 1 or the batch size.
+    - ``logits_start``: int64 (1,), default 0: ``logits`` begins at this position. A start behind the sequence gives logits of
+      shape (batch, 0, vocab) and spares the largest MatMul of the graph; -1 gives the last position only.
+
+    A row's last real token is the last 1 in its attention_mask; that index minus the number of cached positions, at least 0.
+    This holds for padding on either side and for decode steps.
+
+    Raises:
+        PackageError: the graph has no /lm_head/MatMul fed by a final norm.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    lm_head = next((n for n in graph.node if n.name.startswith("/lm_head/MatMul")), None)
+    if lm_head is None or "final_norm" not in lm_head.input[0]:
+        raise PackageError("the graph has no /lm_head/MatMul fed by /model/layers.{l}/final_norm_layernorm")
+    hidden = lm_head.input[0]
+    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
+    hidden_size = _hidden_size(model, lm_head)
+    constants = {"zero": 0, "one": 1, "one_vector": [1], "end_vector": [_END]}
+    for key, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"/class_head/{key}"))
+    add_optional_input(model, "class_head.weight", dtype, ["lora_n", hidden_size, "classes"], [1, hidden_size, 0])
+    add_optional_input(model, "logits_start", _INT64, [1], [1])
+
+    def node(op: str, inputs: list[str], name: str, **attributes: int) -> str:
+        output = f"/class_head/{name}/output_0"
+        nodes.append(helper.make_node(op, inputs, [output], f"/class_head/{name}", **attributes))
+        return output
+
+    nodes: list[onnx.NodeProto] = []
+    zero, one, one_vector = "/class_head/zero", "/class_head/one", "/class_head/one_vector"
+    total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
+    sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
+    positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
+    last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
+    index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
+    row = node("GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1)  # (batch, 1, hidden)
+    product = node("MatMul", [row, "class_head.weight"], "MatMul")
+    nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
+    lm_head.input[0] = node("Slice", [hidden, "logits_start", "/class_head/end_vector", one_vector], "LogitsStart")
+    rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
+    for existing in graph.node:
+        rewired.node.extend([*nodes, existing] if existing.name == lm_head.name else [existing])
+    del graph.node[:]
+    graph.node.extend(rewired.node)
+    graph.output.append(helper.make_tensor_value_info("class_logits", dtype, ["batch_size", "classes"]))
+    # logits_start shortens the second dimension, so logits no longer shares the name sequence_length with input_ids
+    logits = next(o for o in graph.output if o.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_param = "logits_length"
+
+
+def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:
+    """Size of the final hidden state, from the language-model head that reads it."""
+    if lm_head.op_type == "MatMulNBits":
+        return next(a.i for a in lm_head.attribute if a.name == "K")
+    shapes = {i.name: list(i.dims) for i in model.graph.initializer}
+    if lm_head.input[1] not in shapes:
+        raise PackageError(f"{lm_head.name}: its weight {lm_head.input[1]} must be a constant")
+    return shapes[lm_head.input[1]][0]
+

@@ -1,0 +1,120 @@
+"""Adds adapter slots to an exported base: y' = y + (x @ A) @ B beside every projection, where A and B are optional inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import PackageError
+
+if TYPE_CHECKING:
+    import onnx
+
+# the builder's names: /model/layers.0/attn/qkv_proj/MatMul at float, .../MatMul_Q4 or similar once quantized
+_PROJECTION = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul(?:_\w+)?")
+_FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto's numbers
+
+
+def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+    """Adds a slot to each projection of each layer, in place; weights may be left as external data.
+
+    A slot ``model.layers.0.attn.o_proj`` has two inputs with the graph's float type. Their defaults have rank 0, so a run
+    that sets neither computes the base:
+
+    - ``model.layers.0.attn.o_proj.lora_A.weight``: ("lora_n", in, r), default (1, in, 0)
+    - ``model.layers.0.attn.o_proj.lora_B.weight``: ("lora_n", r, out), default (1, 0, out)
+
+    ``lora_n`` is 1 (one adapter for all rows) or the batch size (each row its own); r is free per slot. The sum comes
+    after a projection's bias, so that onnxruntime still fuses the bias into its quantized MatMul.
+
+    Returns:
+        The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}.
+
+    Raises:
+        PackageError: the graph has no projection with a name of the model builder, or the size of one is unknown.
+    """
+    import onnx
+    from onnx import helper
+
+    graph = model.graph
+    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "present.0.key")
+    shapes = {i.name: list(i.dims) for i in graph.initializer}
+    slots: dict[str, dict[str, Any]] = {}
+    inserted: dict[str, list[onnx.NodeProto]] = {}  # name of the node to follow -> new nodes
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        match = _PROJECTION.fullmatch(node.name)
+        if match is None or node.op_type not in ("MatMul", "MatMulNBits"):
+            continue
+        layer, block, target = match.groups()
+        slot = f"model.layers.{layer}.{block}.{target}"
+        size_in, size_out = _sizes(node, shapes)
+        last = _bias_add(graph, node, shapes) or node
+        y, path = last.output[0], f"/model/layers.{layer}/{block}/{target}/lora"
+        a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
+        inserted[last.name] = [
+            helper.make_node("MatMul", [node.input[0], a], [f"{path}_A/MatMul/output_0"], f"{path}_A/MatMul"),
+            helper.make_node("MatMul", [f"{path}_A/MatMul/output_0", b], [f"{path}_B/MatMul/output_0"], f"{path}_B/MatMul"),
+            helper.make_node("Add", [y, f"{path}_B/MatMul/output_0"], [f"{path}/Add/output_0"], f"{path}/Add"),
+        ]
+        renamed[y] = f"{path}/Add/output_0"
+        add_optional_input(model, a, dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0])
+        add_optional_input(model, b, dtype, ["lora_n", f"{slot}.lora_r", size_out], [1, 0, size_out])
+        parts = _qkv_parts(graph, layer, size_out) if target == "qkv_proj" else {target: size_out}
+        slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
+    if not slots:
+        raise PackageError("the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside")
+    rewired = onnx.GraphProto()  # protobuf lists have no insert: collect the nodes, then swap the lists
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+        rewired.node.append(node)
+        rewired.node.extend(inserted.get(node.name, []))
+    del graph.node[:]
+    graph.node.extend(rewired.node)
+    return slots
+
+
+def add_optional_input(model: onnx.ModelProto, name: str, dtype: int, shape: Sequence[int | str], default: Sequence[int]) -> None:
+    """Adds a graph input that a caller may leave out: its default is a tensor of zeros with shape `default`."""
+    from onnx import helper
+
+    sizes = [int(size) for size in default]
+    width = 8 if dtype == 7 else 2 if dtype in (10, 16) else 4  # bytes per value: int64, half precision, float32
+    count = 1
+    for size in sizes:
+        count *= size
+    model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
+    model.graph.initializer.append(helper.make_tensor(name, dtype, sizes, b"\0" * (width * count), raw=True))
+
+
+def _sizes(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> tuple[int, int]:
+    """Input and output size of a MatMul with a constant weight, quantized or not."""
+    if node.op_type == "MatMulNBits":
+        attributes = {a.name: a.i for a in node.attribute}
+        return attributes["K"], attributes["N"]
+    shape = shapes.get(node.input[1], [])
+    if len(shape) != 2:
+        raise PackageError(f"{node.name}: its weight {node.input[1]} must be a constant with two dimensions, but has {shape}")
+    return shape[0], shape[1]
+
+
+def _bias_add(graph: onnx.GraphProto, matmul: onnx.NodeProto, shapes: dict[str, list[int]]) -> onnx.NodeProto | None:
+    """The Add of a constant vector right behind `matmul`, if there is one."""
+    users = [n for n in graph.node if matmul.output[0] in n.input]
+    if len(users) == 1 and users[0].op_type == "Add" and any(len(shapes.get(i, [])) == 1 for i in users[0].input):
+        return users[0]
+    return None
+
+
+def _qkv_parts(graph: onnx.GraphProto, layer: str, size_out: int) -> dict[str, int]:
+    """How the output of a packed projection divides into q, k and v, from the layer's attention node."""
+    name = f"/model/layers.{layer}/attn/GroupQueryAttention"
+    attention = next((n for n in graph.node if n.name == name), None)
+    if attention is None:
+        raise PackageError(f"{name}: the graph packs q, k and v, but has no such node to say how")
+    heads = {a.name: a.i for a in attention.attribute}
+    size = size_out // (heads["num_heads"] + 2 * heads["kv_num_heads"])
+    kv = heads["kv_num_heads"] * size
+    return {"q_proj": heads["num_heads"] * size, "k_proj": kv, "v_proj": kv}

@@ -1,0 +1,130 @@
+"""Writes a package: the exported base with adapter slots, the adapters, and the manifest, in one step that succeeds or changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from passes.atomic_folder import replace_folder
+from passes.base_model import local_folder
+from passes.graph.builder import build_base, check_base, check_precision, usable_cpus
+from passes.graph.head import add_class_head
+from passes.graph.slots import add_slots
+from runtime.adapters import install_adapter
+from runtime.errors import OlivalError, PackageError
+from runtime.manifest import FORMAT_VERSION, MANIFEST, base_fingerprint, file_entry, read_manifest, write_manifest
+
+_TOOLS = ("olive-ai", "onnx", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
+
+
+def write_package(
+    folder: Path,
+    *,
+    base_path: str | Path,
+    adapter_folders: Mapping[str, Path],
+    precision: str,
+    execution_provider: str,
+    quantization: dict[str, Any] | None = None,
+    threads: int | None = None,
+    workflow: dict[str, Any] | None = None,
+    name: str,
+) -> dict[str, Any]:
+    """Builds a package beside `folder`, checks it as its reader will, and only then puts it in the place of `folder`.
+
+    Args:
+        folder: the package; an older package there is replaced, any other content is refused.
+        base_path: base model folder, or the name of a Hugging Face repository.
+        adapter_folders: trained adapters by name (PEFT folders, with adapter.json or without); may be empty.
+        precision, execution_provider, quantization, threads: see `passes.graph.builder.build_base`.
+        workflow: the resolved workflow, recorded as it is.
+        name: name of the package.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: base, precision or quantization is unfit; nothing was built.
+        PackageError: adapters do not fit the base (all of them in one error), or `folder` holds something else.
+        OlivalError: the export failed. In every case an older package stays as it was.
+    """
+    folder = Path(folder)
+    base = local_folder(str(base_path))
+    check_base(base)
+    options = check_precision(precision, execution_provider, quantization)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
+    new = folder.with_name(f"{folder.name}-new-{uuid.uuid4().hex[:8]}")
+    new.mkdir(parents=True)
+    try:
+        build_base(base, new, precision, execution_provider, quantization, threads)
+        slots = _operate(new / "model.onnx")
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "base": _describe_base(base),
+            "target": {"execution_provider": execution_provider, "threads": threads or usable_cpus()},
+            "precision": precision,
+            "quantization": options or None,
+            "slots": slots,
+            "files": {p.relative_to(new).as_posix(): file_entry(p) for p in sorted(new.rglob("*")) if p.is_file()},
+            "versions": _versions(),
+            "workflow": workflow,
+            "adapters": {},
+        }
+        manifest["adapters"] = _install_all(new, manifest, adapter_folders)
+        write_manifest(new, manifest)
+        read_manifest(new)
+        replace_folder(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return manifest
+
+
+def _operate(graph: Path) -> dict[str, dict[str, Any]]:
+    """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    slots = add_slots(model)
+    add_class_head(model)
+    onnx.save(model, graph)
+    return slots
+
+
+def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path]) -> dict[str, Any]:
+    entries, problems = {}, []
+    for name, source in sources.items():
+        try:
+            entries[name] = install_adapter(folder, manifest, name, Path(source), {})
+        except OlivalError as error:
+            problems.append(f"adapter '{name}': {error}")
+    if problems:
+        raise PackageError("\n".join(problems))
+    return entries
+
+
+def _describe_base(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    generation_path = folder / "generation_config.json"
+    generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
+    tokens = {key: generation.get(key, config.get(key)) for key in ("eos_token_id", "bos_token_id", "pad_token_id")}
+    sizes = {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    facts = {"name": folder.name, "fingerprint": base_fingerprint(folder), "architecture": config["architectures"][0]}
+    return {**facts, **sizes, "context_length": config["max_position_embeddings"], **tokens}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found

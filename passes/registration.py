@@ -1,0 +1,66 @@
+"""Teaches Olive this workspace's passes, data components, evaluator and run wrapper.
+
+Olive has no registration for passes outside its own table, so two functions of Olive are wrapped while a workflow is
+parsed: the lookup of a pass by name, and the function that runs a parsed workflow (see passes/workflow_run.py).
+tests/test_registration.py fails when Olive moves either.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+PASS_MODULES = {
+    "adapterfinetune": "passes.adapter_fine_tune.AdapterFineTune",
+    "classificationhead": "passes.classification_head.ClassificationHead",
+    "multiadapterexport": "passes.multi_adapter_export.MultiAdapterExport",
+}
+
+
+def register() -> None:
+    """Plugs the workspace into Olive; calling it again changes nothing."""
+    importlib.import_module("data.olive_components")
+    importlib.import_module("evaluators.workspace_evaluator")
+    _teach_pass_names()
+    _wrap_run()
+
+
+def _teach_pass_names() -> None:
+    from olive.package_config import OlivePackageConfig
+    from olive.passes.pass_config import PassModuleConfig
+
+    original = OlivePackageConfig.get_pass_module_config
+    if getattr(original, "knows_workspace", False):
+        return
+
+    @functools.wraps(original)
+    def get_pass_module_config(self: OlivePackageConfig, pass_type: str) -> PassModuleConfig:
+        path = PASS_MODULES.get(pass_type.lower())
+        if path is None:
+            return original(self, pass_type)
+        return PassModuleConfig(
+            module_path=path,
+            supported_providers=["*"],
+            supported_accelerators=["*"],
+            supported_precisions=["*"],
+        )
+
+    get_pass_module_config.knows_workspace = True  # type: ignore[attr-defined]
+    OlivePackageConfig.get_pass_module_config = get_pass_module_config
+
+
+def _wrap_run() -> None:
+    from passes.workflow_run import run_workflow
+
+    run_module: Any = importlib.import_module("olive.workflows.run.run")
+    original = run_module.run_engine
+    if getattr(original, "knows_workspace", False):
+        return
+
+    @functools.wraps(original)
+    def run_engine(package_config: Any, run_config: Any) -> Any:
+        return run_workflow(original, package_config, run_config)
+
+    run_engine.knows_workspace = True  # type: ignore[attr-defined]
+    run_module.run_engine = run_engine

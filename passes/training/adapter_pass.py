@@ -1,0 +1,72 @@
+"""What both training passes do with Olive's model: find or train one adapter and note it in the model's attributes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from data.examples import ClassificationData, GenerationData, load_data
+from passes.base_model import local_folder
+from passes.training.settings import AdapterSettings
+from passes.training.store import adapter_key, find_or_make, store_folder
+from runtime.errors import DataError
+from runtime.manifest import base_fingerprint
+
+ATTRIBUTE = "workspace_adapters"  # model attribute: {adapter name: folder in the adapter store}
+BASE_ATTRIBUTE = "workspace_base"  # model attribute of a package: the base folder that its adapters were trained on
+
+
+def run_adapter_pass(model: Any, config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:
+    """Returns a copy of Olive's HfModel handler that carries one more adapter; trains it unless the store has it.
+
+    Raises DataError when the data are of another kind than `task`, and OlivalError when training fails.
+    """
+    settings = AdapterSettings.from_config(config)
+    base = local_folder(model.model_name_or_path)
+    train_data = _load(config.train_data_config, task)
+    validation_data = _load(config.validation_data_config, task) if config.validation_data_config else None
+    key = adapter_key(
+        {
+            "base": base_fingerprint(base),
+            "task": task.__name__,
+            "settings": dataclasses.asdict(settings),
+            "train_data": train_data.fingerprint,
+            "validation_data": validation_data.fingerprint if validation_data else None,
+            "version": config.version,
+        }
+    )
+
+    def make(folder: Path) -> None:
+        from passes.training.train import train_adapter
+
+        train_adapter(folder, base, settings, train_data, validation_data)
+        if isinstance(train_data, ClassificationData) and isinstance(validation_data, ClassificationData):
+            from passes.training.baselines import classification_baselines
+
+            baselines = classification_baselines(base, train_data, validation_data)
+            (folder / "baselines.json").write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
+
+    folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
+    if reused:
+        print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
+    output = copy.deepcopy(model)
+    attributes = dict(output.model_attributes or {})
+    attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), settings.adapter_name: str(folder.resolve())}
+    output.model_attributes = attributes
+    return output
+
+
+def _load(data_config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:
+    data = load_data(data_config)
+    if not isinstance(data, task):
+        kind = {ClassificationData: "classification", GenerationData: "generation"}[task]
+        name = data_config["name"] if isinstance(data_config, dict) else data_config.name
+        raise DataError(
+            f"data_configs.{name}: this pass takes data with pre_process_data_config.type '{kind}', "
+            f"but got {type(data).__name__}"
+        )
+    return data

@@ -1,0 +1,52 @@
+"""A progress bar with loss and time left on a terminal; on anything else one line when training ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):
+    """Shows one adapter's training: steps, loss, validation loss."""
+
+    def __init__(self, adapter_name: str) -> None:
+        self.adapter_name = adapter_name
+        self.bar: tqdm[Any] | None = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, desc=f"train {self.adapter_name}", unit="step", disable=not sys.stderr.isatty()
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for key, label in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if logs and key in logs:
+                self.shown[label] = f"{float(logs[key]):.3f}"
+        if self.bar is not None:
+            self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if not sys.stderr.isatty():
+            losses = ", ".join(f"{label} {value}" for label, value in self.shown.items())
+            print(f"train {self.adapter_name}: {state.global_step} steps, {losses}", file=sys.stderr)

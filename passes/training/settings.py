@@ -1,0 +1,106 @@
+"""The options that both training passes share, as a plain dataclass; the table below is what Olive shows and checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from passes.base_model import QUANTIZATIONS
+from runtime.errors import nearest
+
+TRAINING_VERSION = 1  # part of every cache key: raise it when the code trains differently
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+# training_args is handed to transformers' TrainingArguments; these keys belong to the workspace
+OWN_ARGUMENTS = {
+    "output_dir": "the workspace keeps adapters in its cache",
+    "report_to": "monitoring is set by the workspace",
+    "remove_unused_columns": "batches are made by the workspace",
+    "label_names": "labels come from the data",
+    "push_to_hub": "the workspace sends nothing anywhere",
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What one adapter is trained with. Defaults: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA)."""
+
+    adapter_name: str
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | str = "all-linear"
+    rslora: bool = False
+    quantization: str | None = None
+    double_quantization: bool = False
+    compute_dtype: str = "float32"
+    seed: int = 0
+    training_args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Any) -> AdapterSettings:
+        """Reads the fields from a pass config object of Olive."""
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls)}
+        values["training_args"] = dict(values["training_args"] or {})
+        return cls(**values)
+
+
+def adapter_options() -> dict[str, Any]:
+    """The shared options as Olive's PassConfigParam table."""
+    from olive.data.config import DataConfig
+    from olive.passes.pass_config import PassConfigParam
+
+    defaults = {f.name: f.default for f in dataclasses.fields(AdapterSettings)}
+
+    def option(type_: Any, name: str, description: str) -> PassConfigParam:
+        return PassConfigParam(type_=type_, default_value=defaults[name], description=description)
+
+    data = DataConfig | dict
+    return {
+        "adapter_name": PassConfigParam(type_=str, required=True, description="Unique name of the adapter."),
+        "train_data_config": PassConfigParam(type_=data, required=True, description="Rows to learn."),
+        "validation_data_config": PassConfigParam(type_=data, description="Held-out rows for the loss after each epoch."),
+        "rank": option(int, "rank", "Rank r of the LoRA matrices."),
+        "alpha": option(float, "alpha", "LoRA scale: the update is multiplied by alpha / rank."),
+        "dropout": option(float, "dropout", "Dropout before the LoRA matrices."),
+        "target_modules": option(list[str] | str, "target_modules", "Linear layers to adapt, or 'all-linear'."),
+        "rslora": option(bool, "rslora", "Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."),
+        "quantization": option(str, "quantization", f"Base while training: {', '.join(QUANTIZATIONS)} or null."),
+        "double_quantization": option(bool, "double_quantization", "Quantize the quantization constants too."),
+        "compute_dtype": option(str, "compute_dtype", f"One of {', '.join(COMPUTE_DTYPES)}."),
+        "seed": option(int, "seed", "Seed of initialization, shuffling and dropout."),
+        "training_args": PassConfigParam(
+            type_=dict, default_value=None, description="Arguments of transformers' TrainingArguments."
+        ),
+        "fingerprint": PassConfigParam(
+            type_=str, default_value="", description="Filled in by the workspace: sha256 of the base and the data."
+        ),
+        "version": PassConfigParam(
+            type_=int, default_value=TRAINING_VERSION, description="Filled in by the workspace: version of its code."
+        ),
+    }
+
+
+def settings_problems(config: Any) -> list[str]:
+    """What is wrong with the values of a pass config; each line starts with the option's name."""
+    from transformers import TrainingArguments
+
+    problems = []
+    if config.rank < 1:
+        problems.append(f"rank: must be 1 or more, but got {config.rank}")
+    if config.alpha <= 0:
+        problems.append(f"alpha: must be above 0, but got {config.alpha}")
+    if not 0 <= config.dropout < 1:
+        problems.append(f"dropout: 0 <= dropout < 1 must hold, but got {config.dropout}")
+    for name, choices in (("quantization", QUANTIZATIONS), ("compute_dtype", COMPUTE_DTYPES)):
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            problems.append(f"{name}: '{value}' is unknown; {nearest(value, choices)}")
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    for key in config.training_args or {}:
+        if key in OWN_ARGUMENTS:
+            problems.append(f"training_args.{key}: cannot be set, {OWN_ARGUMENTS[key]}")
+        elif key not in known:
+            match = nearest(key, known).split("Valid:")[0].strip() or "see transformers.TrainingArguments"
+            problems.append(f"training_args.{key}: unknown argument of transformers' TrainingArguments; {match}")
+    return problems

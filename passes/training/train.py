@@ -1,0 +1,189 @@
+"""Trains one named adapter on a frozen base with transformers' Trainer and writes it as a PEFT folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from data.examples import ClassificationData, GenerationData
+from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
+from passes.base_model import load_base, load_tokenizer
+from passes.training.classifier import PooledClassifier
+from passes.training.progress import ProgressBar
+from passes.training.settings import AdapterSettings
+from runtime.errors import OlivalError, nearest
+
+PARITY_SAMPLES = 16  # held-out rows on which an export proves that it computes the same
+# Dynamic padding by length: batches of like lengths waste little on padding
+DEFAULT_ARGUMENTS = {
+    "per_device_train_batch_size": 16,
+    "num_train_epochs": 3,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.0,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "no",
+}
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Tokenized rows for the Trainer: {"input_ids": list, "labels": list or int}."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+def train_adapter(
+    folder: Path,
+    base: Path,
+    settings: AdapterSettings,
+    train_data: ClassificationData | GenerationData,
+    validation_data: ClassificationData | GenerationData | None,
+) -> None:
+    """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
+
+    A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
+    Raises OlivalError for target modules that the base does not have, and when the loss is no longer a number.
+    """
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(base)
+    started = time.perf_counter()
+    base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
+    if settings.training_args.get("gradient_checkpointing"):
+        base_model.enable_input_require_grads()
+    model: Any = get_peft_model(base_model, _lora_config(settings, base_model))
+    label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
+    peft_model = model
+    if label_names is not None:
+        model = PooledClassifier(peft_model, base_model.config.hidden_size, len(label_names)).to(base_model.device)
+
+    rows = tokenized_rows(tokenizer, train_data, label_names)
+    held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, folder, held_out is not None),
+        train_dataset=Rows(rows),
+        eval_dataset=Rows(held_out) if held_out is not None else None,
+        data_collator=lambda batch: _collate(batch, pad_id(tokenizer)),
+        callbacks=[ProgressBar(settings.adapter_name)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
+    result = trainer.train()
+    if not torch.isfinite(torch.tensor(result.training_loss)):
+        raise OlivalError(
+            f"adapter '{settings.adapter_name}': the training loss is {result.training_loss}; a lower "
+            f"training_args.learning_rate than {trainer.args.learning_rate} may help"
+        )
+
+    weights = {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(peft_model).items()}
+    if label_names is not None:
+        weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()
+    peft_model.peft_config["default"].base_model_name_or_path = str(base)
+    peft_model.peft_config["default"].inference_mode = True
+    peft_model.peft_config["default"].save_pretrained(folder)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    description = {
+        "name": settings.adapter_name,
+        "task": "generation" if label_names is None else "classification",
+        "labels": label_names,
+        "template": train_data.template,
+        "max_length": train_data.max_length,
+        "pooling": "last",
+        "window_stride": train_data.window_stride if isinstance(train_data, ClassificationData) else None,
+        "metrics": {},
+    }
+    _write_json(folder / "adapter.json", description)
+    samples = [row["input_ids"] for row in (held_out or rows)[:PARITY_SAMPLES]]
+    (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    record = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "rows": len(train_data.texts if isinstance(train_data, ClassificationData) else train_data.responses),
+        "tokens_per_epoch": sum(len(r["input_ids"]) for r in rows),
+        "trainable_parameters": trainable,
+        "training_loss": result.training_loss,
+        "history": trainer.state.log_history,
+    }
+    _write_json(folder / "training.json", record)
+
+
+def tokenized_rows(
+    tokenizer: Any, data: ClassificationData | GenerationData, label_names: list[str] | None
+) -> list[dict[str, Any]]:
+    """One dict a row (or a window of a long document, or a packed block) with input_ids and labels."""
+    if isinstance(data, ClassificationData):
+        rows = []
+        for text, label in zip(data.texts, data.label_ids(label_names or data.label_names), strict=True):
+            if data.window_stride is None:
+                pieces = [encode_text(tokenizer, text, data.max_length)]
+            else:
+                pieces = encode_windows(tokenizer, text, data.max_length, data.window_stride)
+            rows += [{"input_ids": ids, "labels": label} for ids in pieces]
+        return rows
+    examples = encode_generation(tokenizer, data)
+    return [{"input_ids": ids, "labels": labels} for ids, labels in examples]
+
+
+def _lora_config(settings: AdapterSettings, base_model: Any) -> LoraConfig:
+    linear = {n.rsplit(".", 1)[-1] for n, m in base_model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    if settings.target_modules != "all-linear":
+        asked = [settings.target_modules] if isinstance(settings.target_modules, str) else settings.target_modules
+        wrong = [f"target_modules: '{name}' is no linear layer of the base; {nearest(name, linear)}" for name in asked if name not in linear]
+        if wrong:
+            raise OlivalError("; ".join(wrong))
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        use_rslora=settings.rslora,
+        bias="none",
+    )
+
+
+def _arguments(settings: AdapterSettings, folder: Path, evaluate: bool) -> TrainingArguments:
+    values: dict[str, Any] = {
+        **DEFAULT_ARGUMENTS,
+        "eval_strategy": "epoch" if evaluate else "no",
+        "logging_strategy": "epoch",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": settings.seed,
+        **settings.training_args,
+        "output_dir": str(folder / "trainer"),
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**values)
+
+
+def _collate(batch: list[dict[str, Any]], padding: int) -> dict[str, torch.Tensor]:
+    if isinstance(batch[0]["labels"], int):
+        arrays = pad_batch([row["input_ids"] for row in batch], padding)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors["labels"] = torch.tensor([row["labels"] for row in batch])
+        return tensors
+    arrays = pad_batch([(row["input_ids"], row["labels"]) for row in batch], padding)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

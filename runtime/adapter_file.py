@@ -1,0 +1,98 @@
+"""Reads and writes .onnx_adapter files, and says whether an adapter's tensors fit a graph's slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import PackageError, nearest
+
+HEAD = "class_head.weight"
+_LORA = (".lora_A.weight", ".lora_B.weight")
+
+
+def read_adapter(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of an .onnx_adapter file, by name; copies, so that the file may be replaced afterwards.
+
+    Raises:
+        PackageError: the file is missing, or is no adapter file.
+    """
+    return {name: value.numpy().copy() for name, value in _open(path).get_parameters().items()}
+
+
+def write_adapter(path: Path, tensors: Mapping[str, np.ndarray], base_fingerprint: str = "") -> None:
+    """Writes tensors as an .onnx_adapter file, which onnxruntime and onnxruntime-genai load as it is.
+
+    Args:
+        path: the file; an older one is replaced.
+        tensors: by input name of the graph; see passes/graph/slots.py and head.py for the shapes.
+        base_fingerprint: hexadecimal; its start is stored as the file's model version, so that the file names its base.
+    """
+    import onnxruntime
+
+    adapter = onnxruntime.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(base_version(base_fingerprint))
+    values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
+    adapter.set_parameters(values)
+    adapter.export_adapter(str(path))
+
+
+def base_version(base_fingerprint: str) -> int:
+    """The number that stands for a base in an adapter file: 28 bits of its fingerprint, 0 for none (the field is an int32)."""
+    return int(base_fingerprint[:7], 16) if base_fingerprint else 0
+
+
+def stored_base_version(path: Path) -> int:
+    """What `base_version` gave when the file was written; files of other tools have 0 or a small number of their own."""
+    return int(_open(path).get_model_version())
+
+
+def check_fits(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]], hidden: int | None = None) -> list[str]:
+    """Says what keeps tensors from being fed to a graph with these slots; an empty list means that they fit.
+
+    Args:
+        tensors: adapter tensors by input name: A (1, in, r), B (1, r, out), head (1, hidden, classes).
+        slots: table of `passes.graph.slots.add_slots`.
+        hidden: hidden size of the base; None leaves the head's shape unchecked.
+    """
+    problems = []
+    dtype = next(iter(slots.values()))["dtype"] if slots else "float32"
+    if not tensors:
+        problems.append("holds no tensors")
+    for name, value in sorted(tensors.items()):
+        if str(value.dtype) != dtype:
+            problems.append(f"{name} has dtype {value.dtype}, but the graph takes {dtype}")
+        if name == HEAD:
+            if value.ndim != 3 or value.shape[0] != 1 or value.shape[1] != (hidden or value.shape[1]):
+                problems.append(f"{name} has shape {list(value.shape)}, but the graph takes [1, {hidden}, classes]")
+            continue
+        ending = next((e for e in _LORA if name.endswith(e)), "")
+        slot = name.removesuffix(ending)
+        if not ending or slot not in slots:
+            problems.append(f"{name} has no slot in the graph; {nearest(name, [s + e for s in slots for e in _LORA][:40])}")
+            continue
+        a, b = (tensors.get(slot + e) for e in _LORA)
+        rank = next((x.shape[i] for x, i in ((a, -1), (b, -2)) if x is not None and x.ndim == 3), 0)
+        wanted = (1, slots[slot]["in"], rank) if ending == _LORA[0] else (1, rank, slots[slot]["out"])
+        if value.shape != wanted:
+            problems.append(f"{name} has shape {list(value.shape)}, but the graph takes {list(wanted)}")
+        if a is None or b is None:
+            problems.append(f"{name} comes without its {'lora_B' if b is None else 'lora_A'}")
+    return problems
+
+
+def _open(path: Path) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise PackageError(f"{path}: there is no such file")
+    if path.stat().st_size < 16:  # the reader does not check the length of what it maps
+        raise PackageError(f"{path}: is no .onnx_adapter file, it has {path.stat().st_size} bytes")
+    try:
+        return onnxruntime.AdapterFormat.read_adapter(str(path))
+    except Exception as error:  # onnxruntime raises several kinds for unreadable files
+        raise PackageError(f"{path}: is no .onnx_adapter file: {error}") from error

@@ -1,0 +1,58 @@
+"""From what a user gives to token ids: an adapter's template, special tokens, truncation and windows."""
+
+from __future__ import annotations
+
+from string import Formatter
+
+from tokenizers import Tokenizer
+
+from runtime.errors import PackageError
+
+
+def check_template(template: object) -> list[str]:
+    """Problems of an adapter's template: it is "chat", or a format string with one placeholder such as "{prompt}"."""
+    if template == "chat":
+        return []
+    if not isinstance(template, str):
+        return [f"template is {template!r}, but must be text"]
+    try:
+        fields = [part for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        return [f"template {template!r}: {error}; write {{{{ and }}}} for braces that are no placeholder"]
+    if len(fields) != 1 or not fields[0][1] or fields[0][2] or fields[0][3]:
+        return [f"template {template!r} must have exactly one placeholder, such as {{text}}"]
+    return []
+
+
+def fill(template: str, text: str) -> str:
+    """Puts `text` in the place of the template's one placeholder, whatever its name; braces in `text` are left as they are.
+
+    >>> fill("{{}} Text: {text}", "a {b}")
+    '{} Text: a {b}'
+    """
+    return "".join(literal + (text if field is not None else "") for literal, field, _, _ in Formatter().parse(template))
+
+
+def encode_windows(tokenizer: Tokenizer, text: str, max_length: int | None, stride: int | None) -> list[list[int]]:
+    """Token ids of a text with its special tokens, in one or several windows.
+
+    Args:
+        tokenizer: as it was saved with the package.
+        text: the filled template.
+        max_length: most tokens of a window, special tokens included; None does not cut.
+        stride: tokens from one window's start to the next; None keeps the first window only.
+
+    Raises:
+        PackageError: the text gives no token, or `max_length` leaves no room beside the special tokens.
+    """
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    room = len(encoding.ids) if max_length is None else max_length - tokenizer.num_special_tokens_to_add(False)
+    if max_length is not None and (room < 1 or (stride or 1) > room):
+        raise PackageError(f"max_length={max_length} leaves room for {room} tokens beside the special ones; window_stride is {stride}")
+    if len(encoding.ids) > room:
+        encoding.truncate(room, stride=room - stride if stride else 0)
+    windows = [encoding, *(encoding.overflowing if stride else [])]
+    ids = [tokenizer.post_process(window, None, True).ids for window in windows]
+    if not ids[0]:
+        raise PackageError(f"the tokenizer makes no token of the text {text[:40]!r}")
+    return ids

@@ -1,0 +1,108 @@
+"""Runs a package's graph once over a batch, with plain onnxruntime: no generation loop, no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from runtime.errors import PackageError, nearest
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
+# wheels that install files of the same name: of each row only one may be there
+_RIVALS = (
+    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
+    ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml", "onnxruntime-genai-winml"),
+)
+_BEHIND = np.array([2**31 - 1], dtype=np.int64)  # logits_start behind every sequence: no logits are computed
+
+
+def check_wheels() -> None:
+    """Raises PackageError when wheels are installed that overwrite each other's files."""
+    for row in _RIVALS:
+        found = [name for name in row if _installed(name)]
+        if len(found) > 1:
+            raise PackageError(
+                f"{' and '.join(found)} are both installed and overwrite each other's files; "
+                f"uninstall both (pip uninstall {' '.join(found)}), then install the one for your hardware"
+            )
+
+
+def check_provider(execution_provider: str) -> str:
+    """onnxruntime's name of a provider of ours.
+
+    Raises:
+        PackageError: there is no such provider, or this machine's onnxruntime does not have it.
+    """
+    if execution_provider not in PROVIDERS:
+        raise PackageError(f"execution_provider is '{execution_provider}'; {nearest(execution_provider, PROVIDERS)}")
+    name, available = PROVIDERS[execution_provider], onnxruntime.get_available_providers()
+    if name not in available:
+        have = [ours for ours, theirs in PROVIDERS.items() if theirs in available]
+        raise PackageError(f"this onnxruntime has no {name}, which the package asks for; available: {', '.join(have)}")
+    return name
+
+
+class GraphSession:
+    """An onnxruntime session of a package's model.onnx; adapter tensors are fed as inputs of each run."""
+
+    def __init__(self, folder: Path, execution_provider: str, threads: int | None) -> None:
+        provider = check_provider(execution_provider)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # each optional input is a warning otherwise
+        if threads:
+            options.intra_op_num_threads = threads
+        providers = [provider] if provider == PROVIDERS["cpu"] else [provider, PROVIDERS["cpu"]]
+        try:
+            self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
+        except Exception as error:  # onnxruntime has a kind of its own for each cause
+            raise PackageError(f"{folder / 'model.onnx'}: onnxruntime cannot load it: {error}") from error
+        self._inputs = self._session.get_inputs()
+        self._device = "cuda" if execution_provider == "cuda" else "cpu"
+
+    def to_device(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Adapter tensors as values that may be fed again and again without another copy to the GPU."""
+        return {k: onnxruntime.OrtValue.ortvalue_from_numpy(v, self._device, 0) for k, v in tensors.items()}
+
+    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
+        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
+        return self._run("logits", input_ids, attention_mask, adapter, {})
+
+    def class_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
+        """Class logits, float32 (batch, classes); the language-model head is skipped."""
+        return self._run("class_logits", input_ids, attention_mask, adapter, {"logits_start": _BEHIND})
+
+    def _run(
+        self, output: str, ids: np.ndarray, mask: np.ndarray, adapter: Mapping[str, Any], extra: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, **extra}
+        for item in self._inputs:
+            if item.name.startswith("past_key_values"):
+                dtype = np.float16 if item.type == "tensor(float16)" else np.float32
+                feed[item.name] = np.zeros((len(ids), item.shape[1], 0, item.shape[3]), dtype)
+            elif item.name == "position_ids":
+                feed[item.name] = np.ascontiguousarray(np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape))
+        values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in feed.items()}
+        result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
+        return result.numpy().astype(np.float32, copy=False)
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and attention mask, both int64 (rows, longest); the padding id is 0 and never seen."""
+    length = max(len(row) for row in rows)
+    ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return ids, mask
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
