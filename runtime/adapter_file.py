@@ -36,7 +36,8 @@ def write_adapter(path: Path, tensors: Mapping[str, np.ndarray], base_fingerprin
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(base_version(base_fingerprint))
-    values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
+    # sorted: the file's bytes depend on the order, and equal adapters shall give equal files
+    values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in sorted(tensors.items())}
     adapter.set_parameters(values)
     adapter.export_adapter(str(path))
 
@@ -51,7 +52,9 @@ def stored_base_version(path: Path) -> int:
     return int(_open(path).get_model_version())
 
 
-def check_fits(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]], hidden: int | None = None) -> list[str]:
+def check_fits(
+    tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]], hidden: int | None = None
+) -> list[str]:
     """Says what keeps tensors from being fed to a graph with these slots; an empty list means that they fit.
 
     Args:
@@ -73,7 +76,9 @@ def check_fits(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[st
         ending = next((e for e in _LORA if name.endswith(e)), "")
         slot = name.removesuffix(ending)
         if not ending or slot not in slots:
-            problems.append(f"{name} has no slot in the graph; {nearest(name, [s + e for s in slots for e in _LORA][:40])}")
+            problems.append(
+                f"{name} has no slot in the graph; {nearest(name, [s + e for s in slots for e in _LORA][:40])}"
+            )
             continue
         a, b = (tensors.get(slot + e) for e in _LORA)
         rank = next((x.shape[i] for x, i in ((a, -1), (b, -2)) if x is not None and x.ndim == 3), 0)

@@ -47,7 +47,9 @@ def read_settings(source: Path) -> dict[str, Any]:
     return {key: settings[key] for key in SETTINGS if key in settings}
 
 
-def install_adapter(folder: Path, manifest: Mapping[str, Any], name: str, source: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def install_adapter(
+    folder: Path, manifest: Mapping[str, Any], name: str, source: Path, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Converts an adapter and writes adapters/NAME.onnx_adapter; the manifest itself is left to the caller.
 
     Args:
@@ -90,11 +92,18 @@ def install_adapter(folder: Path, manifest: Mapping[str, Any], name: str, source
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    facts = {"base_fingerprint": fingerprint, "rank": info["rank"], "target_modules": info["target_modules"], "parity": {}}
+    facts = {
+        "base_fingerprint": fingerprint,
+        "rank": info["rank"],
+        "target_modules": info["target_modules"],
+        "parity": {},
+    }
     return {"file": file, **file_entry(target), **entry, **facts}
 
 
-def add_adapter(package: Path, name: str, source: Path, settings: Mapping[str, Any], replace: bool = False) -> dict[str, Any]:
+def add_adapter(
+    package: Path, name: str, source: Path, settings: Mapping[str, Any], replace: bool = False
+) -> dict[str, Any]:
     """Adds an adapter to a package: its file first, the manifest last, so that a reader never finds half of it.
 
     Raises:
@@ -102,7 +111,9 @@ def add_adapter(package: Path, name: str, source: Path, settings: Mapping[str, A
     """
     manifest = read_manifest(package)
     if name in manifest["adapters"] and not replace:
-        raise PackageError(f"package '{manifest['name']}' already has an adapter '{name}'; --replace puts the new one in its place")
+        raise PackageError(
+            f"package '{manifest['name']}' already has an adapter '{name}'; --replace puts the new one in its place"
+        )
     entry = install_adapter(Path(package), manifest, name, source, settings)
     manifest["adapters"][name] = entry
     write_manifest(package, manifest)
@@ -136,7 +147,9 @@ def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) 
         if classes is None:
             problems.append("task is classification, but there is no head (score.weight, class_head.weight)")
         elif not labels or len(labels) != classes:
-            problems.append(f"labels must name the head's {classes} classes in order, but there are {len(labels or [])}")
+            problems.append(
+                f"labels must name the head's {classes} classes in order, but there are {len(labels or [])}"
+            )
         elif len(set(labels)) != len(labels):
             problems.append(f"labels must differ, but are {labels}")
         if settings["template"] == "chat":
@@ -155,14 +168,20 @@ def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime.adapters", description="Adapters of a package: add, list, remove.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.adapters", description="Adapters of a package: add, list, remove."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", help="convert an adapter and put it into the package")
     add.add_argument("package", type=Path)
     add.add_argument("name")
     add.add_argument("path", type=Path, help="PEFT folder, .onnx_adapter or .safetensors file")
     add.add_argument("--task", choices=TASKS)
-    add.add_argument("--labels", type=lambda text: [label.strip() for label in text.split(",")], help="class names in order, separated by commas")
+    add.add_argument(
+        "--labels",
+        type=lambda text: [label.strip() for label in text.split(",")],
+        help="class names in order, separated by commas",
+    )
     add.add_argument("--template", help="text around the input, such as '{prompt}', or 'chat'")
     add.add_argument("--max-length", type=int, help="tokens; longer texts are cut")
     add.add_argument("--replace", action="store_true", help="put it in the place of an adapter with this name")
@@ -179,13 +198,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "add":
-            given = {"task": options.task, "labels": options.labels, "template": options.template, "max_length": options.max_length}
+            given = {
+                "task": options.task,
+                "labels": options.labels,
+                "template": options.template,
+                "max_length": options.max_length,
+            }
             settings = {key: value for key, value in given.items() if value is not None}
             entry = add_adapter(options.package, options.name, options.path, settings, options.replace)
             print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
         elif options.command == "list":
             for name, entry in read_manifest(options.package)["adapters"].items():
-                print(f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{', '.join(entry['labels'] or [])}")
+                print(
+                    f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{', '.join(entry['labels'] or [])}"
+                )
         else:
             remove_adapter(options.package, options.name)
             print(f"removed {options.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,11 @@ def tensors_from_peft(
     config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for path in (config_path, weights_path):
         if not path.is_file():
-            hint = " (adapter_model.bin is a pickle, which is never loaded)" if (folder / "adapter_model.bin").exists() else ""
+            hint = (
+                " (adapter_model.bin is a pickle, which is never loaded)"
+                if (folder / "adapter_model.bin").exists()
+                else ""
+            )
             raise PackageError(f"{path}: there is no such file{hint if path == weights_path else ''}")
     config = json.loads(config_path.read_text(encoding="utf-8"))
     problems = [f"{config_path}: {p}" for p in _config_problems(config)]
@@ -61,7 +65,9 @@ def tensors_from_peft(
             halves.setdefault(match[1], {})[match[5]] = value
         elif not key.endswith("lora_magnitude_vector"):  # DoRA's, which use_dora has named already
             pattern = re.sub(r"\.\d+\.", ".{n}.", key)  # one line for all layers
-            problems.append(f"{weights_path}: {pattern} has no slot; slots take the LoRA of {_targets(slots)}, and score.weight")
+            problems.append(
+                f"{weights_path}: {pattern} has no slot; slots take the LoRA of {_targets(slots)}, and score.weight"
+            )
     problems = list(dict.fromkeys(problems))
     if problems:
         raise PackageError("this adapter cannot be converted:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -93,18 +99,24 @@ def tensors_from_olive_adapter(
         problems = check_fits(tensors, slots, hidden)
         if problems:
             raise PackageError("\n".join(f"{path}: {p}" for p in problems))
-        return tensors, _info(tensors, slots, _used_parts(tensors, slots))
+        return tensors, _describe_slot_form(tensors, slots)
     score = tensors.pop(_SCORE, None)
     halves: dict[str, dict[str, np.ndarray]] = {}
     problems = []
     for key, value in tensors.items():
         match = _OLIVE_KEY.fullmatch(key)
         if match is None:
-            hint = "int4 adapter weights have no slot, convert without --quantize_int4" if ".quant." in key else "it has no slot"
+            hint = (
+                "int4 adapter weights have no slot, convert without --quantize_int4"
+                if ".quant." in key
+                else "it has no slot"
+            )
             problems.append(f"{path}: {key}: {hint}; slots take the LoRA of {_targets(slots)}")
         else:
             halves.setdefault(match[1], {})[match[5]] = value
-    problems += [f"{path}: {m} comes without its lora_A or lora_B" for m, half in halves.items() if set(half) != {"A", "B"}]
+    problems += [
+        f"{path}: {m} comes without its lora_A or lora_B" for m, half in halves.items() if set(half) != {"A", "B"}
+    ]
     if not tensors:
         problems.append(f"{path}: holds no tensors")
     if problems:
@@ -126,7 +138,9 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
             problems.append(f"{key} is {json.dumps(config[key])}; slots cannot express it")
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_BASE_CHANGING):
-        problems.append(f"init_lora_weights is '{start}', which changes the base's weights; save it with path_initial_model_for_weight_conversion")
+        problems.append(
+            f"init_lora_weights is '{start}', which changes the base's weights; save it with path_initial_model_for_weight_conversion"
+        )
     return problems
 
 
@@ -139,7 +153,11 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _fill_slots(
-    pairs: Mapping[str, Pair], head: np.ndarray | None, slots: Mapping[str, Mapping[str, Any]], hidden: int | None, source: str
+    pairs: Mapping[str, Pair],
+    head: np.ndarray | None,
+    slots: Mapping[str, Mapping[str, Any]],
+    hidden: int | None,
+    source: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Puts LoRA pairs by module name into slots. All shapes are checked before anything is packed."""
     by_slot: dict[str, dict[str, Pair]] = {}
@@ -151,10 +169,14 @@ def _fill_slots(
                 continue
             wanted = (slots[slot]["in"], slots[slot]["parts"].get(part, slots[slot]["out"]))
             if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
-                problems.append(f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]")
+                problems.append(
+                    f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
+                )
             by_slot.setdefault(slot, {})[part] = (a, b)
     if head is not None and (head.ndim != 2 or head.shape[0] != (hidden or head.shape[0])):
-        problems.append(f"{source}: score.weight has shape {list(head.T.shape)}, but the base takes [classes, {hidden}]")
+        problems.append(
+            f"{source}: score.weight has shape {list(head.T.shape)}, but the base takes [classes, {hidden}]"
+        )
     if not pairs and head is None:
         problems.append(f"{source}: holds neither LoRA weights nor a classification head")
     if problems:
@@ -170,7 +192,9 @@ def _fill_slots(
     overflow = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if overflow:
         raise PackageError(f"{source}: not finite at {dtype}: {', '.join(overflow)}")
-    return tensors, _info(tensors, slots, {m.rsplit(".", 1)[1] for m in pairs}, max((a.shape[1] for a, _ in pairs.values()), default=0))
+    targets = sorted({module.rsplit(".", 1)[1] for module in pairs})
+    rank = max((a.shape[1] for a, _ in pairs.values()), default=0)
+    return tensors, {"rank": rank, "target_modules": targets, "classes": None if head is None else head.shape[1]}
 
 
 def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Pair]]:
@@ -181,7 +205,10 @@ def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> 
     if target == "gate_up_proj":
         a, b = pair
         half = b.shape[1] // 2
-        return [(f"{parent}.gate_proj", "gate_proj", (a, b[:, :half])), (f"{parent}.up_proj", "up_proj", (a, b[:, half:]))]
+        return [
+            (f"{parent}.gate_proj", "gate_proj", (a, b[:, :half])),
+            (f"{parent}.up_proj", "up_proj", (a, b[:, half:])),
+        ]
     return [(f"{parent}.{target}", target, pair)]
 
 
@@ -200,25 +227,20 @@ def _pack(parts: Mapping[str, Pair], slot: Mapping[str, Any]) -> Pair:
     return np.concatenate(columns, axis=1), np.concatenate(blocks, axis=0)
 
 
-def _info(
-    tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]], targets: Iterable[str], rank: int | None = None
-) -> dict[str, Any]:
-    ranks = [tensors[f"{slot}.lora_A.weight"].shape[2] for slot in slots if f"{slot}.lora_A.weight" in tensors]
-    classes = tensors[HEAD].shape[2] if HEAD in tensors else None
-    return {"rank": max(ranks, default=0) if rank is None else rank, "target_modules": sorted(targets), "classes": classes}
-
-
-def _used_parts(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Projections that a file in slot form changes: parts of B that are not zero."""
-    used = set()
+def _describe_slot_form(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Rank and targets of tensors in slot form: a part's rank is the number of B's rows that reach it."""
+    ranks: dict[str, int] = {}
     for slot, entry in slots.items():
         b = tensors.get(f"{slot}.lora_B.weight")
         start = 0
         for part, size in entry["parts"].items():
-            if b is not None and b[..., start : start + size].any():
-                used.add(part)
+            if b is not None:
+                rank = int(b[0, :, start : start + size].any(axis=1).sum())
+                ranks[part] = max(rank, ranks.get(part, 0))
             start += size
-    return used
+    classes = tensors[HEAD].shape[2] if HEAD in tensors else None
+    targets = sorted(part for part, rank in ranks.items() if rank)
+    return {"rank": max(ranks.values(), default=0), "target_modules": targets, "classes": classes}
 
 
 def _targets(slots: Mapping[str, Mapping[str, Any]]) -> str:
@@ -239,7 +261,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         if kind == "BF16":
             flat = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
         elif kind in ("F16", "F32", "F64"):
-            flat = np.frombuffer(data, {"F16": np.float16, "F32": np.float32, "F64": np.float64}[kind]).astype(np.float32)
+            flat = np.frombuffer(data, {"F16": np.float16, "F32": np.float32, "F64": np.float64}[kind]).astype(
+                np.float32
+            )
         else:
             raise PackageError(f"{path}: {name} has dtype {kind}; valid: BF16, F16, F32, F64")
         tensors[name] = flat.reshape(entry["shape"])

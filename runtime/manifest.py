@@ -94,19 +94,25 @@ def adapter_entry(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     adapters = manifest["adapters"]
     if name not in adapters:
-        raise PackageError(f"there is no adapter '{name}' in package '{manifest.get('name')}'; {nearest(name, adapters)}")
+        raise PackageError(
+            f"there is no adapter '{name}' in package '{manifest.get('name')}'; {nearest(name, adapters)}"
+        )
     return dict(adapters[name])
 
 
 def _path_problems(manifest: Mapping[str, Any]) -> list[str]:
     paths = [*manifest["files"], *(str(entry.get("file")) for entry in manifest["adapters"].values())]
-    return [f"{MANIFEST}: path '{p}' must be relative and stay inside the package" for p in paths if not _stays_inside(p)]
+    return [
+        f"{MANIFEST}: path '{p}' must be relative and stay inside the package" for p in paths if not _stays_inside(p)
+    ]
 
 
 def _stays_inside(path: str) -> bool:
     """Both notations count, for a package may be written on one system and read on another."""
     windows = PureWindowsPath(path)
-    return not (PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts or path == "")
+    return not (
+        PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts or path == ""
+    )
 
 
 def _file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -130,7 +136,9 @@ def _adapter_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     for name, entry in manifest["adapters"].items():
         file = entry["file"]
         if entry["base_fingerprint"] != fingerprint:
-            problems.append(f"{file}: adapter '{name}' was made for another base ({entry['base_fingerprint'][:12]}, not {fingerprint[:12]})")
+            problems.append(
+                f"{file}: adapter '{name}' was made for another base ({entry['base_fingerprint'][:12]}, not {fingerprint[:12]})"
+            )
         problem = _file_problem(folder, file, entry)
         if problem and (folder / file).is_file():
             found = file_sha256(folder / file)

@@ -99,7 +99,9 @@ class MultiAdapterModel:
         tokens = list(self._tokens(prompt, adapter, max_new_tokens, **options))
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def stream(self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any
+    ) -> Iterator[str]:
         """The same text piece by piece, as soon as each piece is complete.
 
         Args:
@@ -204,7 +206,9 @@ class MultiAdapterModel:
         if adapter not in adapters:
             raise PackageError(f"there is no adapter '{adapter}'; {nearest(adapter, fitting)}")
         if adapter not in fitting:
-            raise PackageError(f"adapter '{adapter}' is for {adapters[adapter]['task']}, not for {task}; {nearest(adapter, fitting)}")
+            raise PackageError(
+                f"adapter '{adapter}' is for {adapters[adapter]['task']}, not for {task}; {nearest(adapter, fitting)}"
+            )
         return dict(adapters[adapter])
 
     def _adapter_tensors(self, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def fill(template: str, text: str) -> str:
     >>> fill("{{}} Text: {text}", "a {b}")
     '{} Text: a {b}'
     """
-    return "".join(literal + (text if field is not None else "") for literal, field, _, _ in Formatter().parse(template))
+    return "".join(
+        literal + (text if field is not None else "") for literal, field, _, _ in Formatter().parse(template)
+    )
 
 
 def encode_windows(tokenizer: Tokenizer, text: str, max_length: int | None, stride: int | None) -> list[list[int]]:
@@ -48,7 +50,9 @@ def encode_windows(tokenizer: Tokenizer, text: str, max_length: int | None, stri
     encoding = tokenizer.encode(text, add_special_tokens=False)
     room = len(encoding.ids) if max_length is None else max_length - tokenizer.num_special_tokens_to_add(False)
     if max_length is not None and (room < 1 or (stride or 1) > room):
-        raise PackageError(f"max_length={max_length} leaves room for {room} tokens beside the special ones; window_stride is {stride}")
+        raise PackageError(
+            f"max_length={max_length} leaves room for {room} tokens beside the special ones; window_stride is {stride}"
+        )
     if len(encoding.ids) > room:
         encoding.truncate(room, stride=room - stride if stride else 0)
     windows = [encoding, *(encoding.overflowing if stride else [])]

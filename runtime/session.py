@@ -77,7 +77,12 @@ class GraphSession:
         return self._run("class_logits", input_ids, attention_mask, adapter, {"logits_start": _BEHIND})
 
     def _run(
-        self, output: str, ids: np.ndarray, mask: np.ndarray, adapter: Mapping[str, Any], extra: Mapping[str, np.ndarray]
+        self,
+        output: str,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        adapter: Mapping[str, Any],
+        extra: Mapping[str, np.ndarray],
     ) -> np.ndarray:
         feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, **extra}
         for item in self._inputs:
@@ -85,7 +90,9 @@ class GraphSession:
                 dtype = np.float16 if item.type == "tensor(float16)" else np.float32
                 feed[item.name] = np.zeros((len(ids), item.shape[1], 0, item.shape[3]), dtype)
             elif item.name == "position_ids":
-                feed[item.name] = np.ascontiguousarray(np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape))
+                feed[item.name] = np.ascontiguousarray(
+                    np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
+                )
         values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in feed.items()}
         result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
         return result.numpy().astype(np.float32, copy=False)

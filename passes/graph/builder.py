@@ -55,7 +55,9 @@ def check_base(model_path: str | Path) -> None:
     problems = []
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        problems.append(f"config.json: architectures is {architecture}, which cannot be exported; {nearest(architecture, ARCHITECTURES)}")
+        problems.append(
+            f"config.json: architectures is {architecture}, which cannot be exported; {nearest(architecture, ARCHITECTURES)}"
+        )
     heads = config.get("num_attention_heads") or 1
     size = config.get("head_dim") or config.get("hidden_size", 0) // heads
     if size % HEAD_SIZE_STEP or size == 0:
@@ -84,22 +86,30 @@ def check_precision(precision: str, execution_provider: str, quantization: dict[
         problems.append(f"precision is '{precision}', which {execution_provider} cannot run; {choices}")
     given = quantization or {}
     if given and precision in ("fp16", "fp32"):
-        problems.append(f"quantization: {', '.join(given)} has no meaning at precision {precision}; leave it out, or take int4 or int8")
+        problems.append(
+            f"quantization: {', '.join(given)} has no meaning at precision {precision}; leave it out, or take int4 or int8"
+        )
     for key in sorted(set(given) - set(QUANTIZATION_DEFAULTS)):
         problems.append(f"quantization: unknown key '{key}'; {nearest(key, QUANTIZATION_DEFAULTS)}")
     options = {**QUANTIZATION_DEFAULTS, **given}
     if execution_provider != "cpu" and "accuracy_level" not in given:
         options["accuracy_level"] = 0  # the provider's own choice
     if options["algorithm"] not in ALGORITHMS:
-        problems.append(f"quantization: algorithm is '{options['algorithm']}'; {nearest(options['algorithm'], ALGORITHMS)}")
+        problems.append(
+            f"quantization: algorithm is '{options['algorithm']}'; {nearest(options['algorithm'], ALGORITHMS)}"
+        )
     elif precision == "int8" and options["algorithm"] != "default":
         problems.append(f"quantization: algorithm is '{options['algorithm']}', but int8 has only 'default'")
     elif options["algorithm"].startswith("k_quant") or options["algorithm"] == "hqq":
         if given.get("symmetric"):
-            problems.append(f"quantization: symmetric is true, but {options['algorithm']} always stores zero points; leave it out")
+            problems.append(
+                f"quantization: symmetric is true, but {options['algorithm']} always stores zero points; leave it out"
+            )
         options["symmetric"] = False
     if options["block_size"] not in BLOCK_SIZES:
-        problems.append(f"quantization: block_size is {options['block_size']}; valid: {', '.join(map(str, BLOCK_SIZES))}")
+        problems.append(
+            f"quantization: block_size is {options['block_size']}; valid: {', '.join(map(str, BLOCK_SIZES))}"
+        )
     if options["accuracy_level"] not in range(5):
         problems.append(f"quantization: accuracy_level is {options['accuracy_level']}; valid: 0, 1, 2, 3, 4")
     if not isinstance(options["symmetric"], bool):
@@ -155,7 +165,9 @@ def build_base(
 def _check_blocks(folder: Path, precision: str, options: dict[str, Any]) -> None:
     """onnxruntime's k-quant, and RTN with zero points, fail when a 4-bit weight has an odd number of blocks per column."""
     algorithm = options.get("algorithm", "")
-    if precision != "int4" or not (algorithm.startswith("k_quant") or (algorithm.startswith("rtn") and not options["symmetric"])):
+    if precision != "int4" or not (
+        algorithm.startswith("k_quant") or (algorithm.startswith("rtn") and not options["symmetric"])
+    ):
         return
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     block, problems = options["block_size"], []
@@ -187,12 +199,16 @@ def _run_builder(folder: Path, out: Path, work: Path, precision: str, provider: 
             "int4_accuracy_level": options["accuracy_level"],
             "int4_nodes_to_exclude": options["nodes_to_exclude"],
         }
-        if options["algorithm"] not in SHARING_ALGORITHMS or any("lm_head" in name for name in options["nodes_to_exclude"]):
+        if options["algorithm"] not in SHARING_ALGORITHMS or any(
+            "lm_head" in name for name in options["nodes_to_exclude"]
+        ):
             extra["shared_embeddings"] = False
     create_model("", str(folder), str(out), precision, provider, str(work / "cache"), **extra)
 
 
-def _build_then_quantize(folder: Path, out: Path, work: Path, precision: str, provider: str, options: dict[str, Any]) -> None:
+def _build_then_quantize(
+    folder: Path, out: Path, work: Path, precision: str, provider: str, options: dict[str, Any]
+) -> None:
     """For what the builder cannot quantize itself: 8 bits, and HQQ (Badri and Shaji 2023, half-quadratic quantization)."""
     import onnx
     import onnx_ir
@@ -203,8 +219,15 @@ def _build_then_quantize(folder: Path, out: Path, work: Path, precision: str, pr
     full = work / "full"
     # the embedding gets a table of its own: shared, the float weight would stay beside the quantized one, to be transposed
     create_model(
-        "", str(folder), str(full), "fp32" if provider == "cpu" else "fp16", provider, str(work / "cache"),
-        hf_remote=False, hf_token="false", shared_embeddings=False,
+        "",
+        str(folder),
+        str(full),
+        "fp32" if provider == "cpu" else "fp16",
+        provider,
+        str(work / "cache"),
+        hf_remote=False,
+        hf_token="false",
+        shared_embeddings=False,
     )
     block, level = options["block_size"], options["accuracy_level"]
     quantizer = MatMulNBitsQuantizer(
@@ -215,7 +238,9 @@ def _build_then_quantize(folder: Path, out: Path, work: Path, precision: str, pr
         accuracy_level=level,
         nodes_to_exclude=options["nodes_to_exclude"],
         op_types_to_quantize=("MatMul",),
-        algo_config=HQQWeightOnlyQuantConfig(block_size=block, op_types_to_quantize=("MatMul",)) if precision == "int4" else None,
+        algo_config=HQQWeightOnlyQuantConfig(block_size=block, op_types_to_quantize=("MatMul",))
+        if precision == "int4"
+        else None,
     )
     quantizer.process()
     model = quantizer.model.model

@@ -58,7 +58,9 @@ def add_class_head(model: onnx.ModelProto) -> None:
     positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
     last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
     index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
-    row = node("GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1)  # (batch, 1, hidden)
+    row = node(
+        "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
+    )  # (batch, 1, hidden)
     product = node("MatMul", [row, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
     lm_head.input[0] = node("Slice", [hidden, "logits_start", "/class_head/end_vector", one_vector], "LogitsStart")
@@ -81,4 +83,3 @@ def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:
     if lm_head.input[1] not in shapes:
         raise PackageError(f"{lm_head.name}: its weight {lm_head.input[1]} must be a constant")
     return shapes[lm_head.input[1]][0]
-

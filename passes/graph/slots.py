@@ -55,7 +55,9 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
             helper.make_node("MatMul", [node.input[0], a], [f"{path}_A/MatMul/output_0"], f"{path}_A/MatMul"),
-            helper.make_node("MatMul", [f"{path}_A/MatMul/output_0", b], [f"{path}_B/MatMul/output_0"], f"{path}_B/MatMul"),
+            helper.make_node(
+                "MatMul", [f"{path}_A/MatMul/output_0", b], [f"{path}_B/MatMul/output_0"], f"{path}_B/MatMul"
+            ),
             helper.make_node("Add", [y, f"{path}_B/MatMul/output_0"], [f"{path}/Add/output_0"], f"{path}/Add"),
         ]
         renamed[y] = f"{path}/Add/output_0"
@@ -64,7 +66,9 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         parts = _qkv_parts(graph, layer, size_out) if target == "qkv_proj" else {target: size_out}
         slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
     if not slots:
-        raise PackageError("the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside")
+        raise PackageError(
+            "the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside"
+        )
     rewired = onnx.GraphProto()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for node in graph.node:
         for position, name in enumerate(node.input):
@@ -76,7 +80,9 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     return slots
 
 
-def add_optional_input(model: onnx.ModelProto, name: str, dtype: int, shape: Sequence[int | str], default: Sequence[int]) -> None:
+def add_optional_input(
+    model: onnx.ModelProto, name: str, dtype: int, shape: Sequence[int | str], default: Sequence[int]
+) -> None:
     """Adds a graph input that a caller may leave out: its default is a tensor of zeros with shape `default`."""
     from onnx import helper
 
@@ -96,7 +102,9 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> tuple[int, int
         return attributes["K"], attributes["N"]
     shape = shapes.get(node.input[1], [])
     if len(shape) != 2:
-        raise PackageError(f"{node.name}: its weight {node.input[1]} must be a constant with two dimensions, but has {shape}")
+        raise PackageError(
+            f"{node.name}: its weight {node.input[1]} must be a constant with two dimensions, but has {shape}"
+        )
     return shape[0], shape[1]
 
 

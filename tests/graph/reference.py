@@ -58,7 +58,10 @@ def load_dequantized(torch_model: Any, graph_path: Path, tied: bool) -> None:
             base = prefix.removesuffix("qkv_proj")
             sizes = [state[f"{base}{p}.weight"].shape[0] for p in ("q_proj", "k_proj", "v_proj")]
             pieces = np.split(weight, np.cumsum(sizes)[:-1], axis=1)
-            new |= {f"{base}{p}.weight": torch.from_numpy(w.T.copy()) for p, w in zip(("q_proj", "k_proj", "v_proj"), pieces, strict=True)}
+            new |= {
+                f"{base}{p}.weight": torch.from_numpy(w.T.copy())
+                for p, w in zip(("q_proj", "k_proj", "v_proj"), pieces, strict=True)
+            }
         else:
             new[f"{prefix}.weight"] = torch.from_numpy(weight.T.copy())
     for name, value in new.items():
@@ -69,14 +72,20 @@ def load_dequantized(torch_model: Any, graph_path: Path, tied: bool) -> None:
             getattr(torch_model.get_submodule(module), leaf).data.copy_(value)
 
 
-def run_graph(path: Path, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+def run_graph(
+    path: Path, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, **inputs: np.ndarray
+) -> dict[str, np.ndarray]:
     """Outputs of a graph without cached positions, by name; the cache outputs are left out."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids) if attention_mask is None else attention_mask, **inputs}
+    feed = {
+        "input_ids": input_ids,
+        "attention_mask": np.ones_like(input_ids) if attention_mask is None else attention_mask,
+        **inputs,
+    }
     for item in session.get_inputs():
         if item.name.startswith("past_key_values") and item.name not in feed:
             dtype = np.float16 if item.type == "tensor(float16)" else np.float32

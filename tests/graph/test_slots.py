@@ -54,10 +54,17 @@ def torch_logits(base: Path, adapter: Path | None, ids: np.ndarray) -> np.ndarra
 
 
 def test_slot_table_and_inputs(llama: Built) -> None:
-    assert list(llama.slots)[:5] == [f"model.layers.0.{t}" for t in ("attn.qkv_proj", "attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+    assert list(llama.slots)[:5] == [
+        f"model.layers.0.{t}" for t in ("attn.qkv_proj", "attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    ]
     qkv = {"in": 64, "out": 128, "parts": {"q_proj": 64, "k_proj": 32, "v_proj": 32}, "dtype": "float32"}
     assert llama.slots["model.layers.0.attn.qkv_proj"] == qkv
-    assert llama.slots["model.layers.1.mlp.down_proj"] == {"in": 96, "out": 64, "parts": {"down_proj": 64}, "dtype": "float32"}
+    assert llama.slots["model.layers.1.mlp.down_proj"] == {
+        "in": 96,
+        "out": 64,
+        "parts": {"down_proj": 64},
+        "dtype": "float32",
+    }
     graph = onnx.load(llama.graph, load_external_data=False).graph
     inputs = [i.name for i in graph.input]
     assert len(inputs) == len(set(inputs))
@@ -70,8 +77,12 @@ def test_slot_table_and_inputs(llama: Built) -> None:
     assert shapes["class_head.weight"] == ["lora_n", 64, "classes"]
 
 
-@pytest.mark.parametrize("precision, quantization", [("fp32", {}), ("int8", {}), ("int4", {}), ("int4", {"algorithm": "rtn_last"})])
-def test_without_adapter_the_base_is_unchanged(tiny_qwen2_path: Path, tmp_path: Path, precision: str, quantization: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "precision, quantization", [("fp32", {}), ("int8", {}), ("int4", {}), ("int4", {"algorithm": "rtn_last"})]
+)
+def test_without_adapter_the_base_is_unchanged(
+    tiny_qwen2_path: Path, tmp_path: Path, precision: str, quantization: dict[str, Any]
+) -> None:
     built = Built(tiny_qwen2_path, tmp_path, precision, **quantization)
     mask = np.ones_like(IDS)
     mask[1, 6:] = 0
@@ -86,12 +97,18 @@ def test_without_adapter_the_base_is_unchanged(tiny_qwen2_path: Path, tmp_path: 
     [
         {"rank": 4},
         {"rank": 8, "use_rslora": True},
-        {"rank": 8, "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 3, "model.layers.0.self_attn.o_proj": 7}},
+        {
+            "rank": 8,
+            "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5},
+            "alpha_pattern": {"v_proj": 3, "model.layers.0.self_attn.o_proj": 7},
+        },
         {"rank": 4, "target_modules": ["q_proj", "v_proj"]},
         {"rank": 3, "target_modules": ["down_proj"]},
     ],
 )
-def test_adapter_gives_the_logits_of_peft(llama: Built, make_peft_adapter: Callable[..., Path], lora: dict[str, Any]) -> None:
+def test_adapter_gives_the_logits_of_peft(
+    llama: Built, make_peft_adapter: Callable[..., Path], lora: dict[str, Any]
+) -> None:
     folder = make_peft_adapter(llama.base, **lora)
     wanted = torch_logits(llama.base, folder, IDS)
     found = run_graph(llama.graph, IDS, **llama.adapter(folder))["logits"]
@@ -99,16 +116,31 @@ def test_adapter_gives_the_logits_of_peft(llama: Built, make_peft_adapter: Calla
     assert np.abs(found - run_graph(llama.graph, IDS)["logits"]).max() > 0.1
 
 
-def test_attention_bias_and_tied_embeddings(tiny_qwen2_path: Path, tmp_path: Path, make_peft_adapter: Callable[..., Path]) -> None:
+def test_attention_bias_and_tied_embeddings(
+    tiny_qwen2_path: Path, tmp_path: Path, make_peft_adapter: Callable[..., Path]
+) -> None:
     built = Built(tiny_qwen2_path, tmp_path, "fp32")
     folder = make_peft_adapter(tiny_qwen2_path, rank=4)
-    np.testing.assert_allclose(run_graph(built.graph, IDS)["logits"], torch_logits(tiny_qwen2_path, None, IDS), atol=1e-4)
+    np.testing.assert_allclose(
+        run_graph(built.graph, IDS)["logits"], torch_logits(tiny_qwen2_path, None, IDS), atol=1e-4
+    )
     found = run_graph(built.graph, IDS, **built.adapter(folder))["logits"]
     np.testing.assert_allclose(found, torch_logits(tiny_qwen2_path, folder, IDS), atol=1e-4)
 
 
-@pytest.mark.parametrize("quantization", [{}, {"symmetric": False}, {"algorithm": "rtn"}, {"algorithm": "k_quant_last", "block_size": 16}, {"algorithm": "hqq"}])
-def test_quantized_base_with_adapter(tiny_qwen2_path: Path, tmp_path: Path, make_peft_adapter: Callable[..., Path], quantization: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {},
+        {"symmetric": False},
+        {"algorithm": "rtn"},
+        {"algorithm": "k_quant_last", "block_size": 16},
+        {"algorithm": "hqq"},
+    ],
+)
+def test_quantized_base_with_adapter(
+    tiny_qwen2_path: Path, tmp_path: Path, make_peft_adapter: Callable[..., Path], quantization: dict[str, Any]
+) -> None:
     """PEFT on the weights that the graph stores gives the graph's logits; the adapter itself is not quantized."""
     import torch
     from peft import PeftModel
@@ -125,7 +157,9 @@ def test_quantized_base_with_adapter(tiny_qwen2_path: Path, tmp_path: Path, make
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/models/stories260K is not here")
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_intermediate_size_that_no_block_divides(tmp_path: Path, make_peft_adapter: Callable[..., Path], precision: str) -> None:
+def test_intermediate_size_that_no_block_divides(
+    tmp_path: Path, make_peft_adapter: Callable[..., Path], precision: str
+) -> None:
     """stories260K: intermediate size 172, tied embeddings, trained weights."""
     import torch
     from peft import PeftModel
@@ -154,7 +188,9 @@ def stack(adapters: list[dict[str, np.ndarray]], slots: dict[str, Any]) -> dict[
             stacked[name] = np.concatenate([np.pad(v, p) for v, p in zip(values, pads, strict=True)])
     heads = [a["class_head.weight"] for a in adapters]
     widest = max(h.shape[2] for h in heads)
-    stacked["class_head.weight"] = np.concatenate([np.pad(h, ((0, 0), (0, 0), (0, widest - h.shape[2]))) for h in heads])
+    stacked["class_head.weight"] = np.concatenate(
+        [np.pad(h, ((0, 0), (0, 0), (0, widest - h.shape[2]))) for h in heads]
+    )
     return stacked
 
 
@@ -225,7 +261,11 @@ def test_head_position(mask: list[int], sequence: int, position: int) -> None:
     import onnxruntime
 
     states = np.random.default_rng(0).normal(size=(2, sequence, 4)).astype(np.float32)
-    feed = {"final_norm": states, "attention_mask": np.array([mask, [1] * len(mask)]), "class_head.weight": np.eye(4, dtype=np.float32)[None]}
+    feed = {
+        "final_norm": states,
+        "attention_mask": np.array([mask, [1] * len(mask)]),
+        "class_head.weight": np.eye(4, dtype=np.float32)[None],
+    }
     session = onnxruntime.InferenceSession(head_alone(), providers=["CPUExecutionProvider"])
     found = session.run(["class_logits"], feed)[0]
     np.testing.assert_array_equal(found, [states[0, position], states[1, -1]])

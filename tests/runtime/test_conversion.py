@@ -16,7 +16,12 @@ from runtime.conversion import tensors_from_olive_adapter, tensors_from_peft
 from runtime.errors import PackageError
 
 SLOTS: dict[str, dict[str, Any]] = {
-    "model.layers.0.attn.qkv_proj": {"in": 8, "out": 16, "parts": {"q_proj": 8, "k_proj": 4, "v_proj": 4}, "dtype": "float32"},
+    "model.layers.0.attn.qkv_proj": {
+        "in": 8,
+        "out": 16,
+        "parts": {"q_proj": 8, "k_proj": 4, "v_proj": 4},
+        "dtype": "float32",
+    },
     "model.layers.0.attn.o_proj": {"in": 8, "out": 8, "parts": {"o_proj": 8}, "dtype": "float32"},
     "model.layers.0.mlp.gate_proj": {"in": 8, "out": 12, "parts": {"gate_proj": 12}, "dtype": "float32"},
     "model.layers.0.mlp.up_proj": {"in": 8, "out": 12, "parts": {"up_proj": 12}, "dtype": "float32"},
@@ -110,7 +115,7 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
     qa, qb, ga, gb = weights.values()
     np.testing.assert_allclose(delta(tensors, "model.layers.0.attn.qkv_proj"), (qb @ qa).T * 3, rtol=1e-5)
     both = np.concatenate([delta(tensors, f"model.layers.0.mlp.{name}") for name in ("gate_proj", "up_proj")], axis=1)
-    np.testing.assert_allclose(both, (gb @ ga).T * 3, rtol=1e-5)
+    np.testing.assert_allclose(both, (gb @ ga).T * 3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +135,18 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
         ({}, {MODULE + "mlp.up_proj.lora_A.weight": np.ones((2, 8), np.int32)}, "dtype I32; valid: BF16"),
     ],
 )  # fmt: skip
-def test_what_slots_cannot_hold_is_named(tmp_path: Path, config: dict[str, Any], weights: dict[str, np.ndarray], message: str) -> None:
+def test_what_slots_cannot_hold_is_named(
+    tmp_path: Path, config: dict[str, Any], weights: dict[str, np.ndarray], message: str
+) -> None:
     with pytest.raises(PackageError, match=message):
         tensors_from_peft(write_folder(tmp_path, weights or lora("self_attn.o_proj", 8, 8), **config), SLOTS, 8)
 
 
 def test_everything_wrong_in_one_error(tmp_path: Path) -> None:
-    weights = {"base_model.model.model.embed_tokens.weight": np.ones((9, 8), np.float32), **lora("self_attn.o_proj", 8, 8)}
+    weights = {
+        "base_model.model.model.embed_tokens.weight": np.ones((9, 8), np.float32),
+        **lora("self_attn.o_proj", 8, 8),
+    }
     folder = write_folder(tmp_path, weights, use_dora=True, bias="all")
     with pytest.raises(PackageError) as caught:
         tensors_from_peft(folder, SLOTS, 8)
@@ -170,7 +180,9 @@ def test_files_of_olive_convert_adapters(
     parser = ArgumentParser()
     ConvertAdaptersCommand.register_subcommand(parser.add_subparsers())
     target = tmp_path / f"olive.{file_format}"
-    arguments = parser.parse_args(["convert-adapters", "-a", str(folder), "-o", str(target), "--adapter_format", file_format])
+    arguments = parser.parse_args(
+        ["convert-adapters", "-a", str(folder), "-o", str(target), "--adapter_format", file_format]
+    )
     ConvertAdaptersCommand(parser, arguments, []).run()
     slots = tiny_slots()
     wanted, info = tensors_from_peft(folder, slots, 64)
@@ -221,14 +233,20 @@ def test_files_of_other_kinds(tmp_path: Path, name: str, content: bytes, message
 
 
 def test_int4_adapter_of_olive_is_refused(tmp_path: Path) -> None:
-    save_file({"model.layers.0.self_attn.q_proj.lora_A.quant.weight": np.ones((2, 2), np.uint8).astype(np.float32)}, tmp_path / "a.safetensors")
+    save_file(
+        {"model.layers.0.self_attn.q_proj.lora_A.quant.weight": np.ones((2, 2), np.uint8).astype(np.float32)},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(PackageError, match="without --quantize_int4"):
         tensors_from_olive_adapter(tmp_path / "a.safetensors", SLOTS, 8)
 
 
 def test_check_fits_names_every_tensor() -> None:
     slot = "model.layers.0.attn.o_proj"
-    good = {f"{slot}.lora_A.weight": np.ones((1, 8, 2), np.float32), f"{slot}.lora_B.weight": np.ones((1, 2, 8), np.float32)}
+    good = {
+        f"{slot}.lora_A.weight": np.ones((1, 8, 2), np.float32),
+        f"{slot}.lora_B.weight": np.ones((1, 2, 8), np.float32),
+    }
     assert check_fits(good, SLOTS, 8) == []
     assert check_fits({}, SLOTS) == ["holds no tensors"]
     (wrong_rank,) = check_fits({**good, f"{slot}.lora_B.weight": np.ones((1, 3, 8), np.float32)}, SLOTS)

@@ -37,7 +37,9 @@ class Package:
 
 
 @pytest.fixture(scope="module")
-def package(tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Package:
+def package(
+    tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Package:
     return Package(tmp_path_factory.mktemp("packages") / "tiny", tiny_llama_path, make_peft_adapter)
 
 
@@ -104,7 +106,14 @@ def test_windows_are_averaged(package: Package, make_peft_adapter: Callable[...,
 
     settings = {"max_length": 12, "window_stride": 5}
     source = make_peft_adapter(package.base, labels=LABELS, settings=settings)
-    write_package(tmp_path / "p", base_path=package.base, adapter_folders={"long": source}, precision="fp32", execution_provider="cpu", name="p")
+    write_package(
+        tmp_path / "p",
+        base_path=package.base,
+        adapter_folders={"long": source},
+        precision="fp32",
+        execution_provider="cpu",
+        name="p",
+    )
     model = MultiAdapterModel.load(tmp_path / "p")
     tokenizer: Any = AutoTokenizer.from_pretrained(package.base)
     for text in [" ".join(SENTENCES[:2]), "Hi", SENTENCES[3]]:
@@ -115,7 +124,9 @@ def test_windows_are_averaged(package: Package, make_peft_adapter: Callable[...,
 
 
 @pytest.mark.parametrize("adapter", [None, "story", "chat"])
-def test_generate_gives_the_greedy_text_of_transformers(package: Package, model: MultiAdapterModel, adapter: str | None) -> None:
+def test_generate_gives_the_greedy_text_of_transformers(
+    package: Package, model: MultiAdapterModel, adapter: str | None
+) -> None:
     import torch
     from transformers import AutoTokenizer
 
@@ -124,12 +135,16 @@ def test_generate_gives_the_greedy_text_of_transformers(package: Package, model:
     for prompt in SENTENCES[:3]:
         if adapter == "chat":
             message = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True).input_ids
+            ids = tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).input_ids
         else:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
         assert model.encode_prompt(prompt, adapter) == ids[0].tolist()
         with torch.no_grad():
-            output = reference.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0)
+            output = reference.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0
+            )
         wanted = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         assert model.generate(prompt, adapter, max_new_tokens=24) == wanted
         assert "".join(model.stream(prompt, adapter, max_new_tokens=24)) in (wanted, wanted.rstrip("\ufffd"))
@@ -214,22 +229,40 @@ print(model.classify("The kettle", "mood")[0].label)
     assert done.stdout.strip() in LABELS
 
 
-def test_failed_build_leaves_the_former_package(package: Package, tmp_path: Path, make_peft_adapter: Callable[..., Path]) -> None:
+def test_failed_build_leaves_the_former_package(
+    package: Package, tmp_path: Path, make_peft_adapter: Callable[..., Path]
+) -> None:
     folder = tmp_path / "p"
     shutil.copytree(package.folder, folder)
     before = (folder / "package.json").read_bytes()
     dora = make_peft_adapter(package.base, use_dora=True)
     with pytest.raises(PackageError, match=r"(?s)adapter 'dora'.*use_dora"):
-        write_package(folder, base_path=package.base, adapter_folders={"dora": dora}, precision="fp32", execution_provider="cpu", name="p")
+        write_package(
+            folder,
+            base_path=package.base,
+            adapter_folders={"dora": dora},
+            precision="fp32",
+            execution_provider="cpu",
+            name="p",
+        )
     assert (folder / "package.json").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir() if p.name != "olive-cache"] == ["p"]
-    new = write_package(folder, base_path=package.base, adapter_folders={}, precision="fp32", execution_provider="cpu", name="q")
+    new = write_package(
+        folder, base_path=package.base, adapter_folders={}, precision="fp32", execution_provider="cpu", name="q"
+    )
     assert MultiAdapterModel.load(folder).manifest == new
     assert [p.name for p in tmp_path.iterdir() if p.name != "olive-cache"] == ["p"]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(PackageError, match="holds something that is no package"):
-        write_package(tmp_path / "notes", base_path=package.base, adapter_folders={}, precision="fp32", execution_provider="cpu", name="q")
+        write_package(
+            tmp_path / "notes",
+            base_path=package.base,
+            adapter_folders={},
+            precision="fp32",
+            execution_provider="cpu",
+            name="q",
+        )
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
@@ -255,4 +288,6 @@ def test_int4_package_answers_like_its_own_weights(package: Package, tmp_path: P
     ids = model.tokenizer.encode(f"Text: {SENTENCES[0]}").ids
     with torch.no_grad():
         hidden = reference(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
-    np.testing.assert_allclose(model.class_logits([SENTENCES[0]], "mood")[0], (hidden[0, -1] @ score.T).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        model.class_logits([SENTENCES[0]], "mood")[0], (hidden[0, -1] @ score.T).numpy(), atol=1e-4
+    )
