@@ -21,7 +21,9 @@ def classification_scores(
     from sklearn.metrics import accuracy_score, f1_score
 
     if not expected or len(expected) != len(predicted):
-        raise ValueError(f"expected and predicted must be equally long and not empty: {len(expected)}, {len(predicted)}")
+        raise ValueError(
+            f"expected and predicted must be equally long and not empty: {len(expected)}, {len(predicted)}"
+        )
     present = [name for name in label_names if name in set(expected) | set(predicted)]
     return {
         "accuracy": float(accuracy_score(expected, predicted)),

@@ -7,7 +7,7 @@ the first sampled token; time per output token is the time between later tokens 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -18,7 +18,7 @@ CLASSIFY_SCORES = tuple(f"classify_p{p}_ms" for p in LEAST_SAMPLES)
 
 
 def generation_latencies(
-    streams: dict[str, Callable[[], Iterator[object]]], repeats: int = 20, warmup: int = 3
+    streams: Mapping[str, Callable[[], Iterator[object]]], repeats: int = 20, warmup: int = 3
 ) -> dict[str, dict[str, float | None]]:
     """Times `repeats` answers of each stream, in turn, so that a noisy machine hits all of them alike.
 
@@ -52,7 +52,7 @@ def generation_latencies(
 
 
 def call_latencies(
-    calls: dict[str, Callable[[], object]], repeats: int = 20, warmup: int = 3
+    calls: Mapping[str, Callable[[], object]], repeats: int = 20, warmup: int = 3
 ) -> dict[str, dict[str, float | None]]:
     """Times `repeats` calls of each function in turn: classify_p50_ms and classify_p90_ms for each name."""
     samples: dict[str, list[float]] = {name: [] for name in calls}

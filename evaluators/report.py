@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+TABLE_WIDTH = 100  # characters; narrower terminals wrap its lines rather than lose digits
 OPERATORS = {True: ">=", False: "<="}
 
 
@@ -51,60 +52,66 @@ def print_report(evaluation: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=False)
-    machine, precision = evaluation["machine"], evaluation["precision"]
-    kind = f"{precision} ONNX package" if precision else "PyTorch model"
-    columns = [("base", "base before"), ("pytorch", "PyTorch after"), ("package", "package")]
-    groups: list[list[list[str]]] = []
-    with_tfidf = any(row.get("tfidf") is not None for row in evaluation["quality"])
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
     with_goal = any(row["goal"] is not None for row in evaluation["quality"])
-    groups.append(
-        [
-            [
-                row["adapter"],
-                row["metric"],
-                *(_number(row["metric"], row[key]) for key, _ in columns),
-                *([_number(row["metric"], row.get("tfidf"))] if with_tfidf else []),
-                *([goal_text(row)] if with_goal else []),
-            ]
-            for row in evaluation["quality"]
-        ]
-    )
-    groups.append([
-        [r["adapter"] or "(base)", r["metric"], "", _number(r["metric"], r["pytorch"]), _number(r["metric"], r["package"])]
-        for r in evaluation["latency"]
-        if r["metric"] in ("ttft_p50_ms", "ttft_p90_ms", "tpot_p50_ms", "tpot_p90_ms", "classify_p50_ms", "classify_p90_ms")
-    ])
-    groups.append([[r["part"], "size on disk", "", _size(r["pytorch"]), _size(r["package"])] for r in evaluation["sizes"]])
-    table = Table(box=box.SIMPLE_HEAD, title=f"{output.name}: {kind}", title_justify="left", pad_edge=False)
-    table.add_column("adapter")
-    table.add_column("metric")
-    for _, title in columns:
-        table.add_column(title, justify="right")
-    if with_tfidf:
-        table.add_column("TF-IDF", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("adapter", "metric"):
+        table.add_column(title, no_wrap=True)
+    for title in ("base before", "PyTorch after", "package", "TF-IDF"):
+        table.add_column(title, justify="right", no_wrap=True)
     if with_goal:
-        table.add_column("goal")
-    for group in groups:
+        table.add_column("goal", no_wrap=True)
+    for group in (_quality_cells(evaluation, with_goal), _latency_cells(evaluation), _size_cells(evaluation)):
         previous = None
         for number, cells in enumerate(group):
             first = cells[0] if cells[0] != previous else ""
             previous = cells[0]
             table.add_row(first, *cells[1:], end_section=number == len(group) - 1)
-    console.print()
-    console.print(table)
+    precision, machine = evaluation["precision"], evaluation["machine"]
+    kind = f"{precision} ONNX package" if precision else "PyTorch model"
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
+    console.print(f"\n[bold]{output.name}[/bold]: {kind}")
+    console.print(table)
     console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
     console.print(f"Written to {output}")
+
+
+def _quality_cells(evaluation: dict[str, Any], with_goal: bool) -> list[list[str]]:
+    cells = []
+    for row in evaluation["quality"]:
+        values = [_number(row["metric"], row[column]) for column in ("base", "pytorch", "package", "tfidf")]
+        cells.append([row["adapter"], row["metric"], *values, *([goal_text(row)] if with_goal else [])])
+    return cells
+
+
+def _latency_cells(evaluation: dict[str, Any]) -> list[list[str]]:
+    """p50 and p90 of one kind share a line."""
+    rows = {(row["adapter"], row["metric"]): row for row in evaluation["latency"]}
+    cells = []
+    for adapter, metric in rows:
+        if not metric.endswith("_p50_ms"):
+            continue
+        kind = metric.removesuffix("_p50_ms")
+        pair = (rows[adapter, metric], rows[adapter, f"{kind}_p90_ms"])
+        values = ["/".join(_milliseconds(row[column]) for row in pair) for column in ("pytorch", "package")]
+        cells.append([adapter or "(base)", f"{kind} ms p50/p90", "", *values])
+    return cells
+
+
+def _size_cells(evaluation: dict[str, Any]) -> list[list[str]]:
+    return [[row["part"], "size MB", "", _size(row["pytorch"]), _size(row["package"])] for row in evaluation["sizes"]]
 
 
 def _number(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if metric.endswith("_ms"):
-        return f"{value:.2f}"
     return f"{value:.2f}" if metric == "perplexity" else f"{value:.3f}"
 
 
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def _size(value: int | None) -> str:
-    return "-" if value is None else f"{value / 1e6:.2f} MB"
+    return "-" if value is None else f"{value / 1e6:.2f}"

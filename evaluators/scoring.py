@@ -37,10 +37,10 @@ def quality_columns(
     else:
         examples = encode_generation(subjects.torch.tokenizer, data)
         measured = {
-            name: {"perplexity": perplexity(lambda i, m, model=model: model.logits(i, m, adapter), examples)}
+            name: {"perplexity": perplexity(partial(model.logits, adapter=adapter), examples)}
             for name, model in subjects.models().items()
         }
-        base = perplexity(lambda i, m: subjects.torch.logits(i, m, None), examples)
+        base = perplexity(partial(subjects.torch.logits, adapter=None), examples)
         measured["base"] = {"perplexity": base}
     for score in measured["pytorch"]:
         columns[score] = {c: measured.get(c, {}).get(score) for c in ("base", "pytorch", "package", "tfidf")}
@@ -98,4 +98,3 @@ def size_columns(subjects: Subjects) -> list[dict[str, Any]]:
     rows = [{"part": p, "pytorch": torch_sizes[p], "package": package_sizes.get(p)} for p in torch_sizes]
     total = sum(package_sizes.values()) if package_sizes else None
     return [*rows, {"part": "total", "pytorch": sum(torch_sizes.values()), "package": total}]
-

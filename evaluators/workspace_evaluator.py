@@ -1,13 +1,14 @@
 """The evaluator that workflows name: scores adapters on the PyTorch model and on the package with the same functions.
 
 Metrics are Olive's own types. Quality (accuracy_score, f1_score, perplexity) belongs to the adapter that the metric is
-named after, or to run_kwargs {"adapter": NAME}:
+named after:
 
     {"name": "spam", "type": "accuracy", "data_config": "spam_validation",
      "sub_types": [{"name": "accuracy_score", "priority": 1, "goal": {"type": "threshold", "value": 0.9}}]}
 
-Latency (p50, p90 in ms) is that of output tokens of the base, or as run_kwargs {"adapter": NAME, "phase":
-"first_token", "prompt_tokens": 32, "new_tokens": 32} say; size_on_disk is that of the whole package.
+Latency (p50, p90 in ms) is that of output tokens of the base; size_on_disk is that of the whole package. The
+evaluator's own "metric_options" change that for a metric: {"latency": {"adapter": NAME, "phase": "first_token",
+"prompt_tokens": 64, "new_tokens": 32}} (Olive drops a metric's user_config on its way to the evaluator).
 A goal of type threshold holds for the package; the relative ones (max-degradation, percent-max-degradation,
 min-improvement, percent-min-improvement) compare the package with the PyTorch model that has the same adapter.
 Everything measured is also written to evaluation.json beside the model: the table that a run ends with.
@@ -38,6 +39,15 @@ LATENCY_OPTIONS = {"prompt_tokens": 32, "new_tokens": 32}
 class WorkspaceEvaluator(OliveEvaluator):
     """Evaluates an HfModel with trained adapters, or a package; see the module's docstring."""
 
+    def __init__(
+        self,
+        metric_options: dict[str, dict[str, Any]] | None = None,
+        relative_goals: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.metric_options = metric_options or {}
+        self.relative_goals = relative_goals or {}  # filled in by check_metrics: {metric-sub type: goal}
+
     def evaluate(
         self, model: Any, metrics: list[Any], device: Any = None, execution_providers: Any = None
     ) -> MetricResult:
@@ -48,15 +58,15 @@ class WorkspaceEvaluator(OliveEvaluator):
         from evaluators.subjects import open_subjects
 
         subjects = open_subjects(model)
-        if problems := metric_problems(metrics, subjects.tasks):
+        if problems := metric_problems(metrics, subjects.tasks, self.metric_options):
             raise ConfigError(problems)
         evaluation: dict[str, Any] = {**subjects.description(), "quality": [], "latency": [], "sizes": []}
         results: dict[str, SubMetricResult] = {}
         for metric in metrics:
             if metric.type == "accuracy":
-                values = _measure_quality(evaluation, subjects, metric)
+                values = self._measure_quality(evaluation, subjects, metric)
             elif metric.type == "latency":
-                values = _measure_latency(evaluation, subjects, metric)
+                values = self._measure_latency(evaluation, subjects, metric)
             else:
                 evaluation["sizes"] = evaluation["sizes"] or size_columns(subjects)
                 values = {"bytes": _measured(evaluation["sizes"][-1])}
@@ -67,28 +77,30 @@ class WorkspaceEvaluator(OliveEvaluator):
         subjects.record(evaluation)
         return MetricResult.model_validate(results)
 
+    def _measure_quality(self, evaluation: dict[str, Any], subjects: Any, metric: Any) -> dict[str, float]:
+        adapter = metric_adapter(metric, subjects.tasks, self.metric_options)
+        columns = quality_columns(subjects, str(adapter), load_data(metric.data_config))
+        sub_types = {_score(sub): sub for sub in metric.sub_types}
+        for name, column in columns.items():
+            row: dict[str, Any] = {"adapter": adapter, "metric": name, **column}
+            row |= {"higher_is_better": name != "perplexity", "goal": None}
+            if (sub := sub_types.get(name)) is not None:
+                row["higher_is_better"] = sub.higher_is_better
+                relative = self.relative_goals.get(joint_metric_key(metric.name, str(sub.name)))
+                row["goal"] = sub.goal.model_dump() if sub.goal is not None else relative
+            evaluation["quality"].append(row)
+        return {str(sub.name): _measured(columns[_score(sub)]) for sub in metric.sub_types}
 
-def _measure_quality(evaluation: dict[str, Any], subjects: Any, metric: Any) -> dict[str, float]:
-    adapter = _adapter_of(metric, subjects.tasks)
-    columns = quality_columns(subjects, str(adapter), load_data(metric.data_config))
-    goals = {_score(sub): (sub, _goal(metric, sub)) for sub in metric.sub_types}
-    for name, column in columns.items():
-        sub, goal = goals.get(name, (None, None))
-        row = {"adapter": adapter, "metric": name, **column}
-        row["higher_is_better"] = sub.higher_is_better if sub is not None else name != "perplexity"
-        evaluation["quality"].append({**row, "goal": goal})
-    return {str(sub.name): _measured(columns[_score(sub)]) for sub in metric.sub_types}
-
-
-def _measure_latency(evaluation: dict[str, Any], subjects: Any, metric: Any) -> dict[str, float]:
-    options, config = _options(metric), metric.sub_types[0].metric_config
-    if not evaluation["latency"]:
-        measuring = {**LATENCY_OPTIONS, **{k: v for k, v in options.items() if k in LATENCY_OPTIONS}}
-        measuring |= {"repeats": config.repeat_test_num, "warmup": config.warmup_num}
-        evaluation |= {"latency": latency_rows(subjects, **measuring), "latency_options": measuring}
-    kind = PHASES[_phase(metric, subjects.tasks)]
-    rows = {row["metric"]: row for row in evaluation["latency"] if row["adapter"] == options.get("adapter")}
-    return {str(sub.name): _measured(rows[f"{kind}_{sub.name}_ms"]) for sub in metric.sub_types}
+    def _measure_latency(self, evaluation: dict[str, Any], subjects: Any, metric: Any) -> dict[str, float]:
+        options, config = self.metric_options.get(metric.name, {}), metric.sub_types[0].metric_config
+        if not evaluation["latency"]:
+            measuring = {name: options.get(name, default) for name, default in LATENCY_OPTIONS.items()}
+            measuring |= {"repeats": config.repeat_test_num, "warmup": config.warmup_num}
+            evaluation |= {"latency": latency_rows(subjects, **measuring), "latency_options": measuring}
+        adapter = metric_adapter(metric, subjects.tasks, self.metric_options)
+        kind = PHASES[_phase(adapter, subjects.tasks, options)]
+        rows = {row["metric"]: row for row in evaluation["latency"] if row["adapter"] == adapter}
+        return {str(sub.name): _measured(rows[f"{kind}_{sub.name}_ms"]) for sub in metric.sub_types}
 
 
 def check_metrics(evaluator: Any, tasks: dict[str, str]) -> list[str]:
@@ -96,38 +108,62 @@ def check_metrics(evaluator: Any, tasks: dict[str, str]) -> list[str]:
 
     Olive resolves relative goals against the input model, which has no adapter and no head to measure.
     """
+    options = dict(evaluator.type_args or {})
+    goals = dict(options.get("relative_goals") or {})
     for metric in evaluator.metrics:
         for sub in metric.sub_types:
             if sub.goal is not None and sub.goal.type != "threshold":
-                goals = {**_options(metric).get("goals", {}), str(sub.name): sub.goal.model_dump()}
-                metric.user_config.run_kwargs = {**_options(metric), "goals": goals}
+                goals[joint_metric_key(metric.name, str(sub.name))] = sub.goal.model_dump()
                 sub.goal = None
-    return metric_problems(evaluator.metrics, tasks)
+    evaluator.type_args = {**options, **({"relative_goals": goals} if goals else {})}
+    unknown = set(options) - {"metric_options", "relative_goals"}
+    problems = [
+        f"evaluator.{key}: unknown option; {nearest(key, ['metric_options', 'metrics'])}" for key in sorted(unknown)
+    ]
+    return problems + metric_problems(evaluator.metrics, tasks, options.get("metric_options") or {})
 
 
-def metric_problems(metrics: list[Any], tasks: dict[str, str]) -> list[str]:
+def metric_problems(metrics: list[Any], tasks: dict[str, str], metric_options: dict[str, dict[str, Any]]) -> list[str]:
     """What is wrong with metrics for adapters of these tasks: {adapter name: "classification" | "generation"}."""
-    problems = []
+    names = [metric.name for metric in metrics]
+    problems = [
+        f"evaluator.metric_options: there is no metric '{name}'; {nearest(name, names)}"
+        for name in metric_options
+        if name not in names
+    ]
     for metric in metrics:
-        where = f"evaluator.metrics.{metric.name}"
-        adapter = _adapter_of(metric, tasks)
+        where, options = f"evaluator.metrics.{metric.name}", metric_options.get(metric.name, {})
+        for key in sorted(set(options) - {"adapter", "phase", *LATENCY_OPTIONS}):
+            choices = ["adapter", "phase", *LATENCY_OPTIONS]
+            problems.append(f"evaluator.metric_options.{metric.name}.{key}: unknown option; {nearest(key, choices)}")
+        for key, value in options.items():
+            if key in LATENCY_OPTIONS and not (isinstance(value, int) and value > 1):  # one token has no time per token
+                problems.append(f"evaluator.metric_options.{metric.name}.{key}: must be 2 or more, but got {value!r}")
+        adapter = metric_adapter(metric, tasks, metric_options)
         if adapter is not None and adapter not in tasks:
-            problems.append(f"{where}.run_kwargs.adapter: there is no adapter '{adapter}'; {nearest(adapter, tasks)}")
+            problems.append(f"{where}: there is no adapter '{adapter}'; {nearest(adapter, tasks)}")
         elif metric.type == "accuracy" and adapter is None:
             problems.append(f"{where}: '{metric.name}' is no adapter of this workflow; {nearest(metric.name, tasks)}")
         elif metric.type == "accuracy":
             problems += _wrong_sub_types(where, metric, QUALITY[tasks[str(adapter)]])
+            problems += [
+                f"{where}.sub_types.{sub.name}.higher_is_better: must be {str(sub.name != 'perplexity').lower()}"
+                for sub in metric.sub_types
+                if sub.higher_is_better != (sub.name != "perplexity")  # Olive's default is true for all; goals need it
+            ]
             if metric.data_config is None:
                 problems.append(f"{where}.data_config: is required, it names the rows to score")
         elif metric.type == "latency":
-            phase = _phase(metric, tasks)
+            phase = _phase(adapter, tasks, options)
             phases = [p for p in PHASES if (p == "classify") == (tasks.get(str(adapter)) == "classification")]
             if phase not in phases:
-                problems.append(f"{where}.run_kwargs.phase: '{phase}' does not fit here; {nearest(phase, phases)}")
+                problems.append(f"{where}: phase '{phase}' does not fit here; {nearest(phase, phases)}")
             problems += _wrong_sub_types(where, metric, PERCENTILES)
             least = max(latency.LEAST_SAMPLES.values())
-            if any(sub.metric_config.repeat_test_num < least for sub in metric.sub_types):
-                problems.append(f"{where}.sub_types.metric_config.repeat_test_num: p90 needs {least} or more")
+            if few := [n for sub in metric.sub_types if (n := sub.metric_config.repeat_test_num) < least]:
+                problems.append(
+                    f"{where}.sub_types.metric_config.repeat_test_num: p90 needs {least} or more, but got {few[0]}"
+                )
         elif metric.type != "size_on_disk":
             problems.append(f"{where}.type: '{metric.type}' is not measured; Valid: accuracy, latency, size_on_disk")
     return problems
@@ -138,18 +174,15 @@ def _wrong_sub_types(where: str, metric: Any, valid: tuple[str, ...]) -> list[st
     return [f"{where}.sub_types: '{n}' does not fit here; {nearest(n, valid)}" for n in names if n not in valid]
 
 
-def _options(metric: Any) -> dict[str, Any]:
-    return dict(getattr(metric.user_config, "run_kwargs", None) or {})
-
-
-def _adapter_of(metric: Any, tasks: dict[str, str]) -> str | None:
-    named = _options(metric).get("adapter")
+def metric_adapter(metric: Any, tasks: dict[str, str], metric_options: dict[str, dict[str, Any]]) -> str | None:
+    """The adapter that a metric measures: the one its options name, or the one it is named after; None is the base."""
+    named: str | None = metric_options.get(metric.name, {}).get("adapter")
     return named if named is not None else metric.name if metric.name in tasks else None
 
 
-def _phase(metric: Any, tasks: dict[str, str]) -> str:
-    classifies = tasks.get(str(_adapter_of(metric, tasks))) == "classification"
-    return str(_options(metric).get("phase", "classify" if classifies else "output_token"))
+def _phase(adapter: str | None, tasks: dict[str, str], options: dict[str, Any]) -> str:
+    classifies = tasks.get(str(adapter)) == "classification"
+    return str(options.get("phase", "classify" if classifies else "output_token"))
 
 
 def _score(sub: Any) -> str:
@@ -157,10 +190,6 @@ def _score(sub: Any) -> str:
     if sub.name == "f1_score":
         return "f1_weighted" if getattr(sub.metric_config, "average", None) == "weighted" else "f1_macro"
     return {"accuracy_score": "accuracy"}.get(str(sub.name), str(sub.name))
-
-
-def _goal(metric: Any, sub: Any) -> dict[str, Any] | None:
-    return sub.goal.model_dump() if sub.goal is not None else _options(metric).get("goals", {}).get(str(sub.name))
 
 
 def _measured(column: dict[str, Any]) -> Any:

@@ -117,7 +117,12 @@ def export(
         print(f"export {config.name}: checking the float32 graph of {len(adapters)} adapters", file=sys.stderr)
         exact = Path(work) / "exact"
         write_package(
-            exact, base_path=base, adapter_folders=adapters, precision="fp32", execution_provider="cpu", name=config.name
+            exact,
+            base_path=base,
+            adapter_folders=adapters,
+            precision="fp32",
+            execution_provider="cpu",
+            name=config.name,
         )
         certificates = {name: {"fp32": scores} for name, scores in measure_parity(base, adapters, exact).items()}
         if wrong := [

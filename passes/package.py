@@ -1,4 +1,4 @@
-"""Writes a package: the exported base with adapter slots, the adapters, and the manifest, in one step that succeeds or changes nothing."""
+"""Writes a package: the exported base with adapter slots, the adapters and the manifest, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from passes.atomic_folder import replace_folder
 from passes.base_model import local_folder
-from passes.graph.builder import build_base, check_base, check_precision, usable_cpus
+from passes.graph.builder import build_base, usable_cpus
+from passes.graph.checks import check_base, check_precision
 from passes.graph.head import add_class_head
 from passes.graph.slots import add_slots
 from runtime.adapters import install_adapter
@@ -53,7 +54,7 @@ def write_package(
         PackageError: adapters do not fit the base (all of them in one error), or `folder` holds something else.
         OlivalError: the export failed. In every case an older package stays as it was.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     base = local_folder(str(base_path))
     check_base(base)
     options = check_precision(precision, execution_provider, quantization)
@@ -117,7 +118,7 @@ def _describe_base(folder: Path) -> dict[str, Any]:
     tokens = {key: generation.get(key, config.get(key)) for key in ("eos_token_id", "bos_token_id", "pad_token_id")}
     sizes = {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
     facts = {"name": folder.name, "fingerprint": base_fingerprint(folder), "architecture": config["architectures"][0]}
-    return {**facts, **sizes, "context_length": config["max_position_embeddings"], **tokens}
+    return {**facts, **sizes, "context_length": config.get("max_position_embeddings"), **tokens}
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from runtime.errors import ConfigError, OlivalError, nearest
 
 RESERVED_NAMES = ("base", "latency", "size_on_disk")  # the table's own rows and metrics
 
+RESULT_FILES = ("package.json", "footprint.json")  # of a package, and of any other model that a run of Olive ends with
 
-def check_workflow(run_config: Any) -> list[str]:
+
+def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
     """Returns every problem of a parsed workflow (Olive's RunConfig), each naming key, value and what would be right.
 
-    Fills in the `fingerprint` option of this workspace's passes.
+    Fills in the `fingerprint` option of this workspace's passes. `package_config` is Olive's table of passes, None its
+    own default.
     """
     ours = [
         (name, step)
@@ -31,14 +35,16 @@ def check_workflow(run_config: Any) -> list[str]:
         if step.type.rsplit(".", 1)[-1] in PASS_MODULES
     ]
     provider = _target_provider(run_config)
-    problems: list[str] = []
+    problems = _check_types(run_config, package_config)
     for name, step in ours:
         problems += _check_options(name, step, provider)
     problems += _check_names(ours)
     if ours:
         base, base_fingerprint = _check_base(run_config, ours, problems)
-        _check_data(ours, base_fingerprint, problems)
-        problems += _check_metrics(run_config.engine.evaluator, ours, base)
+        metric_problems = _check_metrics(run_config.engine, ours, base)
+        evaluator = run_config.engine.evaluator if not metric_problems else None
+        _check_data(ours, evaluator, base_fingerprint, problems)
+        problems += metric_problems
     problems += _check_output(Path(run_config.engine.output_dir))
     return problems
 
@@ -49,6 +55,25 @@ def _target_provider(run_config: Any) -> str:
     accelerators = target.config.accelerators if target is not None else None
     providers = accelerators[0].get_ep_strs() if accelerators else None
     return str(providers[0]) if providers else "CPUExecutionProvider"
+
+
+def _check_types(run_config: Any, package_config: Any) -> list[str]:
+    """Olive itself finds an unknown pass only when its turn comes."""
+    from olive.package_config import OlivePackageConfig
+
+    table = package_config or OlivePackageConfig.load_default_config()
+    ours = {key: path.rsplit(".", 1)[-1] for key, path in PASS_MODULES.items()}
+    problems = []
+    for name, steps in run_config.passes.items():
+        for step in steps:
+            try:
+                table.get_pass_module_config(step.type)
+            except ValueError:
+                match = get_close_matches(step.type.lower(), [*ours, *table.passes], n=1, cutoff=0.5)
+                hint = f"did you mean '{ours.get(match[0], match[0])}'? " if match else ""
+                valid = ", ".join(ours.values())
+                problems.append(f"passes.{name}.type: there is no pass '{step.type}'; {hint}Valid: {valid} and Olive's own")
+    return problems
 
 
 def _pass_class(step: Any) -> Any:
@@ -67,7 +92,9 @@ def _check_options(name: str, step: Any, provider: str) -> list[str]:
     known = pass_class.default_config(DEFAULT_CPU_ACCELERATOR)
     visible = [option for option in known if option not in ("fingerprint", "version")]
     problems = [
-        f"passes.{name}.{option}: unknown option; {nearest(option, visible)}" for option in step.config if option not in known
+        f"passes.{name}.{option}: unknown option; {nearest(option, visible)}"
+        for option in step.config
+        if option not in known
     ]
     if problems:
         return problems
@@ -97,7 +124,9 @@ def _check_names(ours: list[tuple[str, Any]]) -> list[str]:
                 f"{', '.join(RESERVED_NAMES)}"
             )
         if adapter in taken:
-            problems.append(f"{where}: the adapter name '{adapter}' is taken by passes.{taken[adapter]}; names are unique")
+            problems.append(
+                f"{where}: the adapter name '{adapter}' is taken by passes.{taken[adapter]}; names are unique"
+            )
         taken.setdefault(adapter, name)
     exports = [index for index, (_, step) in enumerate(ours) if "export" in step.type]
     if exports and (len(exports) > 1 or exports[0] != len(ours) - 1):
@@ -124,10 +153,34 @@ def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str
         return None, ""
 
 
-def _check_data(ours: list[tuple[str, Any]], base_fingerprint: str, problems: list[str]) -> None:
-    from data.examples import load_data
+def _check_data(ours: list[tuple[str, Any]], evaluator: Any, base_fingerprint: str, problems: list[str]) -> None:
+    """Loads the data of passes and of the evaluator's metrics, each data config once."""
+    from data.examples import ClassificationData, load_data
+    from evaluators.workspace_evaluator import metric_adapter
 
-    seen: dict[str, str] = {}
+    loaded: dict[str, Any] = {}
+
+    def load(config: Any) -> tuple[str, Any]:
+        key = json.dumps(
+            config if isinstance(config, dict) else config.model_dump(mode="json"), sort_keys=True, default=str
+        )
+        data_name = config["name"] if isinstance(config, dict) else config.name
+        if key not in loaded:
+            try:
+                loaded[key] = load_data(config)
+            except OlivalError as error:
+                start = f"data config {data_name!r}: "
+                problems.extend(f"data_configs.{data_name}: {p.removeprefix(start)}" for p in _lines(error))
+                loaded[key] = None
+        return data_name, loaded[key]
+
+    def check_kind(where: str, task: str, data_name: str, data: Any) -> None:
+        kind = "classification" if isinstance(data, ClassificationData) else "generation"
+        if data is not None and kind != task:
+            problems.append(
+                f"{where}: '{data_name}' has pre_process_data_config.type '{kind}', but data for {task} are needed"
+            )
+
     for name, step in ours:
         digest = hashlib.sha256(base_fingerprint.encode())
         for option, value in step.config.items():
@@ -136,29 +189,40 @@ def _check_data(ours: list[tuple[str, Any]], base_fingerprint: str, problems: li
             if isinstance(value, str):
                 problems.append(f"passes.{name}.{option}: there is no data config '{value}' in data_configs")
                 continue
-            key = json.dumps(value if isinstance(value, dict) else value.model_dump(mode="json"), sort_keys=True, default=str)
-            if key not in seen:
-                data_name = value["name"] if isinstance(value, dict) else value.name
-                try:
-                    seen[key] = load_data(value).fingerprint
-                except OlivalError as error:
-                    problems += [f"data_configs.{data_name}: {p}" for p in _lines(error)]
-                    seen[key] = ""
-            digest.update(seen[key].encode())
+            data_name, data = load(value)
+            check_kind(f"passes.{name}.{option}", _task(step), data_name, data)
+            digest.update((data.fingerprint if data is not None else "").encode())
         step.config["fingerprint"] = digest.hexdigest()
+    tasks = _tasks(ours)
+    metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
+    for metric in evaluator.metrics if evaluator is not None else []:
+        adapter = metric_adapter(metric, tasks, metric_options) or ""
+        if metric.type == "accuracy" and metric.data_config is not None and adapter in tasks:
+            check_kind(f"evaluator.metrics.{metric.name}.data_config", tasks[adapter], *load(metric.data_config))
 
 
-def _check_metrics(evaluator: Any, ours: list[tuple[str, Any]], base: Path | None) -> list[str]:
+def _task(step: Any) -> str:
+    return "classification" if step.type.endswith("classificationhead") else "generation"
+
+
+def _tasks(ours: list[tuple[str, Any]]) -> dict[str, str]:
+    """{adapter name: task}; of two passes with one name the first counts."""
+    named = [step for _, step in ours if isinstance(step.config.get("adapter_name"), str)]
+    return {step.config["adapter_name"]: _task(step) for step in reversed(named)}
+
+
+def _check_metrics(engine: Any, ours: list[tuple[str, Any]], base: Path | None) -> list[str]:
+    evaluator = engine.evaluator
     if evaluator is None or base is None:
         return []
     from evaluators.workspace_evaluator import EVALUATOR_TYPE, check_metrics
 
-    tasks = {
-        step.config["adapter_name"]: "classification" if step.type.endswith("classificationhead") else "generation"
-        for _, step in ours
-        if isinstance(step.config.get("adapter_name"), str)
-    }
-    return check_metrics(evaluator, tasks) if evaluator.type == EVALUATOR_TYPE else []
+    if evaluator.type != EVALUATOR_TYPE:
+        return []
+    problems = check_metrics(evaluator, _tasks(ours))
+    if engine.evaluate_input_model:
+        problems.append("evaluate_input_model: must be false, every table shows the base beside its adapters")
+    return problems
 
 
 def _check_output(output: Path) -> list[str]:
@@ -167,6 +231,11 @@ def _check_output(output: Path) -> list[str]:
         folder = folder.parent
     if not folder.is_dir():
         return [f"output_dir: {output} cannot be made: {folder} is a file, not a folder"]
+    if folder == output and any(folder.iterdir()) and not any((folder / name).is_file() for name in RESULT_FILES):
+        return [
+            f"output_dir: {output} holds files that no run wrote, and a run replaces the whole folder; choose another one, "
+            f"such as {output / 'package'}"
+        ]
     parent = folder if folder != output else output.parent
     for candidate in {folder, parent}:
         if not os.access(candidate, os.W_OK):

@@ -37,7 +37,7 @@ def run_workflow(run_engine: Callable[[Any, Any], Any], package_config: Any, run
 
 def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config: Any) -> Any:
     _quieten_libraries()
-    problems = check_workflow(run_config)
+    problems = check_workflow(run_config, package_config)
     if problems:
         workflow = _workflow_file()
         raise ConfigError([f"{workflow}: {p}" if workflow else p for p in problems])

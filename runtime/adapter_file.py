@@ -43,12 +43,12 @@ def write_adapter(path: Path, tensors: Mapping[str, np.ndarray], base_fingerprin
 
 
 def base_version(base_fingerprint: str) -> int:
-    """The number that stands for a base in an adapter file: 28 bits of its fingerprint, 0 for none (the field is an int32)."""
+    """The number that stands for a base in an adapter file, an int32: 28 bits of its fingerprint, 0 for none."""
     return int(base_fingerprint[:7], 16) if base_fingerprint else 0
 
 
 def stored_base_version(path: Path) -> int:
-    """What `base_version` gave when the file was written; files of other tools have 0 or a small number of their own."""
+    """What `base_version` gave when the file was written; files of other tools have 0 or 1."""
     return int(_open(path).get_model_version())
 
 

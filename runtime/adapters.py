@@ -1,4 +1,4 @@
-"""Puts adapters into a finished package, lists them and takes them out: `python -m runtime.adapters {add,list,remove} PACKAGE`."""
+"""Adds, lists and removes adapters of a finished package: `python -m runtime.adapters {add,list,remove} PACKAGE`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS = ("classification", "generation")
 
 
 def read_settings(source: Path) -> dict[str, Any]:
-    """Settings from the adapter.json beside a PEFT folder's weights; {} where there is none, as in folders of other tools.
+    """Settings from the adapter.json beside a PEFT folder's weights; {} where there is none, as other tools leave it.
 
     Raises:
         PackageError: adapter.json is no JSON object.
@@ -75,9 +75,9 @@ def install_adapter(
         tensors, info = tensors_from_peft(source, slots, hidden)
         given = {**read_settings(source), **settings}
     else:
-        if source.suffix == ".onnx_adapter" and stored_base_version(source) > 1:
-            if stored_base_version(source) != base_version(fingerprint):
-                raise PackageError(f"{source}: this adapter says that it was made for another base")
+        stored = stored_base_version(source) if source.suffix == ".onnx_adapter" else 0
+        if stored not in (0, 1, base_version(fingerprint)):
+            raise PackageError(f"{source}: this adapter says that it was made for another base")
         tensors, info = tensors_from_olive_adapter(source, slots, hidden)
         given = dict(settings)
     entry = _checked_settings(name, given, info["classes"])
@@ -209,9 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
         elif options.command == "list":
             for name, entry in read_manifest(options.package)["adapters"].items():
-                print(
-                    f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{', '.join(entry['labels'] or [])}"
-                )
+                labels = ", ".join(entry["labels"] or [])
+                print(f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{labels}")
         else:
             remove_adapter(options.package, options.name)
             print(f"removed {options.name}")

@@ -29,9 +29,9 @@ def tensors_from_peft(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Slot tensors of a PEFT LoRA folder (adapter_config.json, adapter_model.safetensors).
 
-    The scale is alpha / r, or alpha / sqrt(r) with use_rslora (Kalajdzievski 2023), where rank_pattern and alpha_pattern say
-    otherwise for single modules; it is folded into B. The LoRA of q, k and v is packed into one slot: A side by side, B
-    block-diagonal. A `score.weight` (classes, hidden) becomes the classification head.
+    The scale is alpha / r, or alpha / sqrt(r) with use_rslora (Kalajdzievski 2023), with a module's own r and alpha
+    where rank_pattern and alpha_pattern give them; it is folded into B. The LoRA of q, k and v is packed into one slot:
+    A side by side, B block-diagonal. A `score.weight` (classes, hidden) becomes the classification head.
 
     Args:
         folder: the PEFT folder; weights in float32, float16 or bfloat16.
@@ -139,7 +139,8 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_BASE_CHANGING):
         problems.append(
-            f"init_lora_weights is '{start}', which changes the base's weights; save it with path_initial_model_for_weight_conversion"
+            f"init_lora_weights is '{start}', which changes the base's weights; "
+            "save the adapter with path_initial_model_for_weight_conversion"
         )
     return problems
 
@@ -170,7 +171,8 @@ def _fill_slots(
             wanted = (slots[slot]["in"], slots[slot]["parts"].get(part, slots[slot]["out"]))
             if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
                 problems.append(
-                    f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
+                    f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
+                    f"but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
                 )
             by_slot.setdefault(slot, {})[part] = (a, b)
     if head is not None and (head.ndim != 2 or head.shape[0] != (hidden or head.shape[0])):
@@ -183,12 +185,13 @@ def _fill_slots(
         raise PackageError("this adapter does not fit the base:\n" + "\n".join(f"  - {p}" for p in problems))
     dtype = next(iter(slots.values()))["dtype"]
     tensors: dict[str, np.ndarray] = {}
-    for slot in (s for s in slots if s in by_slot):
-        a, b = _pack(by_slot[slot], slots[slot])
-        tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, dtype)[None]
-        tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
-    if head is not None:
-        tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
+    with np.errstate(over="ignore"):  # what overflows in float16 is named below
+        for slot in (s for s in slots if s in by_slot):
+            a, b = _pack(by_slot[slot], slots[slot])
+            tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, dtype)[None]
+            tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
+        if head is not None:
+            tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
     overflow = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if overflow:
         raise PackageError(f"{source}: not finite at {dtype}: {', '.join(overflow)}")
@@ -198,7 +201,7 @@ def _fill_slots(
 
 
 def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Pair]]:
-    """(slot, part, pair) of a module: q, k and v share a slot where the graph packs them; gate and up share one LoRA in Phi-3."""
+    """(slot, part, pair) of a module: q, k and v share a slot where the graph packs them; Phi-3 packs gate and up."""
     parent, _, target = module.replace(".self_attn.", ".attn.").rpartition(".")
     if target in _PACKED and f"{parent}.qkv_proj" in slots:
         return [(f"{parent}.qkv_proj", target, pair)]

@@ -27,7 +27,11 @@ class ConfigError(OlivalError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        text = problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} problems:", *(f"  - {p}" for p in problems)])
+        text = (
+            problems[0]
+            if len(problems) == 1
+            else "\n".join([f"{len(problems)} problems:", *(f"  - {p}" for p in problems)])
+        )
         super().__init__(text)
 
 

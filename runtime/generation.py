@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class TextGenerator:
             import onnxruntime_genai
         except ImportError as error:
             raise PackageError(
-                "generation needs onnxruntime-genai (onnxruntime-genai-cuda for NVIDIA GPUs), which is not installed or "
-                f"cannot be loaded: {error}"
+                "generation needs onnxruntime-genai (onnxruntime-genai-cuda for NVIDIA GPUs), which is not installed "
+                f"or cannot be loaded: {error}"
             ) from error
         self._og = onnxruntime_genai
         check_provider(execution_provider)
@@ -45,7 +45,8 @@ class TextGenerator:
             config.append_provider(execution_provider)
         self._model = onnxruntime_genai.Model(config)
         self._adapters = onnxruntime_genai.Adapters(self._model)
-        self._loaded: dict[str, str] = {}  # name -> sha256 of the file that was loaded
+        self._loaded: dict[str, str] = {}  # name -> onnxruntime-genai's name of the file that was loaded
+        self._stale: list[str] = []  # replaced or removed, to be unloaded once no stream uses them
         self._context_length = context_length
         self._chat_tokenizer: Any = None
 
@@ -102,11 +103,27 @@ class TextGenerator:
             yield int(generator.get_next_tokens()[0])
 
     def _load(self, name: str, path: Path, sha256: str) -> str:
-        """Loads an adapter at its first use, and again when its file was replaced. Returns its name in onnxruntime-genai."""
+        """Loads an adapter at its first use, and again when its file was replaced. Returns onnxruntime-genai's name."""
         key = f"{name}-{sha256[:12]}"
         if self._loaded.get(name) != key:
             if name in self._loaded:
-                self._adapters.unload(self._loaded[name])
-            self._adapters.load(str(path), key)
+                self._stale.append(self._loaded.pop(name))
+            if key in self._stale:  # it comes back before it was unloaded
+                self._stale.remove(key)
+            else:
+                self._adapters.load(str(path), key)
             self._loaded[name] = key
+        self._stale = [old for old in self._stale if not self._unload(old)]
         return key
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Unloads every other adapter; one that a running stream uses goes at the next occasion."""
+        self._stale += [self._loaded.pop(name) for name in list(self._loaded) if name not in names]
+        self._stale = [old for old in self._stale if not self._unload(old)]
+
+    def _unload(self, key: str) -> bool:
+        try:
+            self._adapters.unload(key)
+        except RuntimeError:  # in use
+            return False
+        return True

@@ -25,9 +25,9 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
         verify: compare every file with its sha256, and every adapter with the base and its slots.
 
     Raises:
-        PackageError: one error with everything found, each line naming a file: no manifest, unknown format version, a path
-            that leaves the folder, a missing, altered or swapped file, an adapter for another base or of a shape that does
-            not fit.
+        PackageError: one error with everything found, each line naming a file: no manifest, unknown format version, a
+            path that leaves the folder, a missing, altered or swapped file, an adapter for another base or of a shape
+            that does not fit.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -43,9 +43,12 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in manifest]
     if missing:
         raise PackageError(f"{path}: misses {', '.join(missing)}")
-    problems = _path_problems(manifest)
-    if verify and not problems:
-        problems = [*_file_problems(folder, manifest), *_adapter_problems(folder, manifest)]
+    try:
+        problems = _path_problems(manifest)
+        if verify and not problems:
+            problems = [*_file_problems(folder, manifest), *_adapter_problems(folder, manifest)]
+    except (AttributeError, KeyError, TypeError) as error:  # an entry that is not there, or of another kind
+        raise PackageError(f"{path}: an entry is malformed: {error!r}") from error
     if problems:
         raise PackageError(f"{folder}: this package cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
     return manifest
@@ -137,7 +140,8 @@ def _adapter_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         file = entry["file"]
         if entry["base_fingerprint"] != fingerprint:
             problems.append(
-                f"{file}: adapter '{name}' was made for another base ({entry['base_fingerprint'][:12]}, not {fingerprint[:12]})"
+                f"{file}: adapter '{name}' was made for another base: "
+                f"{entry['base_fingerprint'][:12]}, not {fingerprint[:12]}"
             )
         problem = _file_problem(folder, file, entry)
         if problem and (folder / file).is_file():
@@ -149,6 +153,6 @@ def _adapter_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
             continue
         tensors = read_adapter(folder / file)
         problems += [f"{file}: {p}" for p in check_fits(tensors, manifest["slots"], hidden)]
-        if stored_base_version(folder / file) not in (0, base_version(fingerprint)):
+        if stored_base_version(folder / file) not in (0, 1, base_version(fingerprint)):
             problems.append(f"{file}: says itself that it was made for another base")
     return problems

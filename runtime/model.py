@@ -93,6 +93,8 @@ class MultiAdapterModel:
             self.manifest = manifest
             kept = {entry["sha256"] for entry in manifest["adapters"].values()}
             self._tensors = {key: value for key, value in self._tensors.items() if key in kept}
+            if self._generator is not None:
+                self._generator.keep_only(manifest["adapters"])
 
     def generate(self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any) -> str:
         """Text that follows a prompt, without special tokens; `options` as in `stream`."""
@@ -108,8 +110,8 @@ class MultiAdapterModel:
             prompt: goes into the adapter's template; without an adapter it is taken as it is.
             adapter: name of a generation adapter, or None for the base.
             max_new_tokens: at most this many, and at most what the model's context has left.
-            options: temperature (0.0: greedy), top_k (50), top_p (1.0), seed (None), stop_at_eos (True; False never ends
-                early).
+            options: temperature (0.0: greedy), top_k (50), top_p (1.0), seed (None), stop_at_eos (True; False never
+                ends early).
 
         Raises:
             PackageError: unknown adapter, one for another task, a bad option, or a prompt that fills the context.

@@ -25,7 +25,7 @@ def check_template(template: object) -> list[str]:
 
 
 def fill(template: str, text: str) -> str:
-    """Puts `text` in the place of the template's one placeholder, whatever its name; braces in `text` are left as they are.
+    """Puts `text` in the place of the template's one placeholder, whatever its name; braces in `text` stay as they are.
 
     >>> fill("{{}} Text: {text}", "a {b}")
     '{} Text: a {b}'

@@ -6,9 +6,10 @@ import os
 
 # before anything imports these libraries: no network, no telemetry
 os.environ.update(HF_HUB_OFFLINE="1", OLIVE_DISABLE_TELEMETRY="1", ORT_DISABLE_TELEMETRY="1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # tiny models gain nothing from more
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,6 @@ def own_olive_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLIVE_CACHE_DIR", str(tmp_path / "olive-cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> Iterator[None]:
-    """Tiny models gain nothing from more threads."""
-    import torch
-
-    torch.set_num_threads(2)
-    yield
-
-
 def save_tokenizer(folder: Path) -> int:
     """Trains a byte-level BPE tokenizer on SENTENCES and saves it in the format of transformers. Returns its size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -74,7 +66,7 @@ def save_tokenizer(folder: Path) -> int:
 
 
 def save_tiny_model(folder: Path, kind: str = "llama", **changes: Any) -> Path:
-    """Saves a random two-layer model (hidden 64, 4 query and 2 key-value heads of 16, intermediate 96) with its tokenizer.
+    """Saves a random two-layer model (hidden 64, 4 query and 2 key-value heads of 16, intermediate 96), with tokenizer.
 
     Args:
         folder: made if it does not exist.
@@ -132,8 +124,9 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def make_peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Factory of PEFT LoRA folders with random weights: ``make_peft_adapter(base, rank=4, labels=["a", "b"])``.
 
-    Keyword arguments: rank, seed, labels (adds a head and makes it a classification adapter), settings (adapter.json; None
-    writes none), target_modules, and any other argument of LoraConfig, such as use_rslora, rank_pattern, alpha_pattern.
+    Keyword arguments: rank, seed, labels (adds a head and makes it a classification adapter), settings (for
+    adapter.json, which is written only with labels or settings), and any argument of LoraConfig, such as
+    target_modules, use_rslora, rank_pattern and alpha_pattern.
     """
 
     def make(
@@ -151,7 +144,13 @@ def make_peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base)
-        config = {"r": rank, "lora_alpha": 2 * rank, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **lora}
+        config: dict[str, Any] = {
+            "r": rank,
+            "lora_alpha": 2 * rank,
+            "target_modules": LINEAR,
+            "task_type": "CAUSAL_LM",
+            **lora,
+        }
         peft_model = get_peft_model(model, LoraConfig(**config))
         with torch.no_grad():
             for name, parameter in peft_model.named_parameters():
@@ -165,7 +164,13 @@ def make_peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             save_file({**load_file(path), "base_model.model.score.weight": head}, path)
         if labels is not None or settings is not None:
             task = "classification" if labels is not None else "generation"
-            ours = {"name": "test", "task": task, "labels": labels, "template": "{text}", "max_length": 64}
+            ours: dict[str, Any] = {
+                "name": "test",
+                "task": task,
+                "labels": labels,
+                "template": "{text}",
+                "max_length": 64,
+            }
             ours |= {"pooling": "last", "window_stride": None, "metrics": {}, **(settings or {})}
             (folder / "adapter.json").write_text(json.dumps(ours), encoding="utf-8")
         return folder

@@ -1,4 +1,4 @@
-"""Adds a classification head to an exported base, and a way to skip the language-model head when only classes are wanted."""
+"""Adds a classification head to an exported base, and a way to skip the language-model head when it is not needed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _END = 2**31 - 1  # a row index that lies behind every sequence
 
 
 def add_class_head(model: onnx.ModelProto) -> None:
-    """Adds output ``class_logits`` (batch, classes), in place: last real token's final hidden state @ ``class_head.weight``.
+    """Adds output ``class_logits`` (batch, classes), in place: last real token's state @ ``class_head.weight``.
 
     Two optional inputs, both of which leave the base as it is when they are not set:
 
     - ``class_head.weight``: ("lora_n", hidden, "classes"), graph's float type, default (1, hidden, 0): no classes.
       ``lora_n`` is 1 or the batch size.
-    - ``logits_start``: int64 (1,), default 0: ``logits`` begins at this position. A start behind the sequence gives logits of
-      shape (batch, 0, vocab) and spares the largest MatMul of the graph; -1 gives the last position only.
+    - ``logits_start``: int64 (1,), default 0: ``logits`` begins at this position. A start behind the sequence gives
+      logits of shape (batch, 0, vocab) and spares the largest MatMul of the graph; -1 gives the last position only.
 
-    A row's last real token is the last 1 in its attention_mask; that index minus the number of cached positions, at least 0.
+    A row's last real token is the last 1 in its attention_mask: that index minus the number of cached positions, or 0.
     This holds for padding on either side and for decode steps.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Adds adapter slots to an exported base: y' = y + (x @ A) @ B beside every projection, where A and B are optional inputs."""
+"""Adds adapter slots to an exported base: y' = y + (x @ A) @ B beside each projection, A and B optional inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto's nu
 def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     """Adds a slot to each projection of each layer, in place; weights may be left as external data.
 
-    A slot ``model.layers.0.attn.o_proj`` has two inputs with the graph's float type. Their defaults have rank 0, so a run
+    A slot ``model.layers.0.attn.o_proj`` has two inputs of the graph's float type. Their defaults have rank 0, so a run
     that sets neither computes the base:
 
     - ``model.layers.0.attn.o_proj.lora_A.weight``: ("lora_n", in, r), default (1, in, 0)

@@ -39,7 +39,9 @@ def tfidf_baseline(train_data: ClassificationData, validation_data: Classificati
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000))
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=2000)
+    )
     model.fit(train_data.texts, train_data.labels)
     return _scores(validation_data, list(model.predict(validation_data.texts)))
 

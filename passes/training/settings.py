@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from passes.base_model import QUANTIZATIONS
 from runtime.errors import nearest
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 TRAINING_VERSION = 1  # part of every cache key: raise it when the code trains differently
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
@@ -18,6 +22,18 @@ OWN_ARGUMENTS = {
     "remove_unused_columns": "batches are made by the workspace",
     "label_names": "labels come from the data",
     "push_to_hub": "the workspace sends nothing anywhere",
+}
+
+# Dynamic padding by length: batches of like lengths waste little on padding
+DEFAULT_ARGUMENTS = {
+    "per_device_train_batch_size": 16,
+    "num_train_epochs": 3,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.0,
+    "train_sampling_strategy": "group_by_length",
+    "save_strategy": "no",
+    "logging_nan_inf_filter": False,  # a loss that is no number must show, not count as 0
 }
 
 
@@ -59,7 +75,9 @@ def adapter_options() -> dict[str, Any]:
     return {
         "adapter_name": PassConfigParam(type_=str, required=True, description="Unique name of the adapter."),
         "train_data_config": PassConfigParam(type_=data, required=True, description="Rows to learn."),
-        "validation_data_config": PassConfigParam(type_=data, description="Held-out rows for the loss after each epoch."),
+        "validation_data_config": PassConfigParam(
+            type_=data, description="Held-out rows for the loss after each epoch."
+        ),
         "rank": option(int, "rank", "Rank r of the LoRA matrices."),
         "alpha": option(float, "alpha", "LoRA scale: the update is multiplied by alpha / rank."),
         "dropout": option(float, "dropout", "Dropout before the LoRA matrices."),
@@ -79,6 +97,31 @@ def adapter_options() -> dict[str, Any]:
             type_=int, default_value=TRAINING_VERSION, description="Filled in by the workspace: version of its code."
         ),
     }
+
+
+def training_arguments(settings: AdapterSettings, folder: Path, evaluate: bool) -> TrainingArguments:
+    """What the Trainer gets: the defaults above, the user's training_args, and what the workspace decides.
+
+    Raises what transformers raises for a value that it does not take.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    values: dict[str, Any] = {
+        **DEFAULT_ARGUMENTS,
+        "eval_strategy": "epoch" if evaluate else "no",
+        "logging_strategy": "epoch",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": settings.seed,
+        **settings.training_args,
+        "output_dir": str(folder / "trainer"),
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**values)
 
 
 def settings_problems(config: Any) -> list[str]:
@@ -103,4 +146,9 @@ def settings_problems(config: Any) -> list[str]:
         elif key not in known:
             match = nearest(key, known).split("Valid:")[0].strip() or "see transformers.TrainingArguments"
             problems.append(f"training_args.{key}: unknown argument of transformers' TrainingArguments; {match}")
+    if not problems:
+        try:
+            training_arguments(AdapterSettings.from_config(config), Path(), config.validation_data_config is not None)
+        except (ImportError, TypeError, ValueError) as error:
+            problems.append(f"training_args: {error}")
     return problems

@@ -11,27 +11,17 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import load_base, load_tokenizer
 from passes.training.classifier import PooledClassifier
 from passes.training.progress import ProgressBar
-from passes.training.settings import AdapterSettings
+from passes.training.settings import AdapterSettings, training_arguments
 from runtime.errors import OlivalError, nearest
 
 PARITY_SAMPLES = 16  # held-out rows on which an export proves that it computes the same
-# Dynamic padding by length: batches of like lengths waste little on padding
-DEFAULT_ARGUMENTS = {
-    "per_device_train_batch_size": 16,
-    "num_train_epochs": 3,
-    "learning_rate": 2e-4,
-    "lr_scheduler_type": "linear",
-    "weight_decay": 0.0,
-    "train_sampling_strategy": "group_by_length",
-    "save_strategy": "no",
-}
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -57,7 +47,7 @@ def train_adapter(
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
     A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
-    Raises OlivalError for target modules that the base does not have, and when the loss is no longer a number.
+    Raises OlivalError for target modules that the base does not have, and when loss or weights are no longer numbers.
     """
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
@@ -75,7 +65,7 @@ def train_adapter(
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, folder, held_out is not None),
+        args=training_arguments(settings, folder, held_out is not None),
         train_dataset=Rows(rows),
         eval_dataset=Rows(held_out) if held_out is not None else None,
         data_collator=lambda batch: _collate(batch, pad_id(tokenizer)),
@@ -84,15 +74,15 @@ def train_adapter(
     trainer.remove_callback(PrinterCallback)
     trainer.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
     result = trainer.train()
-    if not torch.isfinite(torch.tensor(result.training_loss)):
-        raise OlivalError(
-            f"adapter '{settings.adapter_name}': the training loss is {result.training_loss}; a lower "
-            f"training_args.learning_rate than {trainer.args.learning_rate} may help"
-        )
-
     weights = {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(peft_model).items()}
     if label_names is not None:
         weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()
+    if not all(torch.isfinite(value).all() for value in [torch.tensor(result.training_loss), *weights.values()]):
+        raise OlivalError(
+            f"adapter '{settings.adapter_name}': the training diverged, its loss is {result.training_loss:g}; a lower "
+            f"training_args.learning_rate than {trainer.args.learning_rate:g} may help"
+        )
+
     peft_model.peft_config["default"].base_model_name_or_path = str(base)
     peft_model.peft_config["default"].inference_mode = True
     peft_model.peft_config["default"].save_pretrained(folder)
@@ -140,10 +130,16 @@ def tokenized_rows(
 
 
 def _lora_config(settings: AdapterSettings, base_model: Any) -> LoraConfig:
-    linear = {n.rsplit(".", 1)[-1] for n, m in base_model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    linear = {n.rsplit(".", 1)[-1] for n, m in base_model.named_modules() if isinstance(m, torch.nn.Linear)} - {
+        "lm_head"
+    }
     if settings.target_modules != "all-linear":
         asked = [settings.target_modules] if isinstance(settings.target_modules, str) else settings.target_modules
-        wrong = [f"target_modules: '{name}' is no linear layer of the base; {nearest(name, linear)}" for name in asked if name not in linear]
+        wrong = [
+            f"target_modules: '{name}' is no linear layer of the base; {nearest(name, linear)}"
+            for name in asked
+            if name not in linear
+        ]
         if wrong:
             raise OlivalError("; ".join(wrong))
     return LoraConfig(
@@ -155,24 +151,6 @@ def _lora_config(settings: AdapterSettings, base_model: Any) -> LoraConfig:
         use_rslora=settings.rslora,
         bias="none",
     )
-
-
-def _arguments(settings: AdapterSettings, folder: Path, evaluate: bool) -> TrainingArguments:
-    values: dict[str, Any] = {
-        **DEFAULT_ARGUMENTS,
-        "eval_strategy": "epoch" if evaluate else "no",
-        "logging_strategy": "epoch",
-        "use_cpu": not torch.cuda.is_available(),
-        "seed": settings.seed,
-        **settings.training_args,
-        "output_dir": str(folder / "trainer"),
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    return TrainingArguments(**values)
 
 
 def _collate(batch: list[dict[str, Any]], padding: int) -> dict[str, torch.Tensor]:

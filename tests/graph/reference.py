@@ -1,4 +1,4 @@
-"""Independent references for graph tests: what MatMulNBits stores, read with numpy, and runs of a graph with onnxruntime."""
+"""References for graph tests: what MatMulNBits stores, read with numpy, and runs of a graph with onnxruntime."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_head_reads_the_last_real_token(llama: Built) -> None:
 
 
 def head_alone() -> bytes:
-    """A graph of nothing but lm_head and classification head: input ``final_norm`` (batch, seq, 4) is the hidden state."""
+    """A graph of nothing but lm_head and classification head; its input ``final_norm`` (batch, seq, 4) is the state."""
     value, floats, ints = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     node = onnx.helper.make_node("MatMul", ["final_norm", "w"], ["logits"], "/lm_head/MatMul")
     weight = onnx.numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")

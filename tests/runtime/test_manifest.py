@@ -17,8 +17,10 @@ from runtime.adapters import main
 from runtime.errors import PackageError
 from runtime.manifest import base_fingerprint, file_entry, read_manifest
 from runtime.model import MultiAdapterModel
-from tests.conftest import save_tiny_model
+from tests.conftest import SENTENCES, save_tiny_model
+from tests.runtime.olive_files import convert_with_olive
 
+WIDE = np.ones((1, 32, 2), np.float32)
 MOOD, STORY = "adapters/mood.onnx_adapter", "adapters/story.onnx_adapter"
 
 
@@ -67,7 +69,20 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-def replace_adapter(package: Path, tensors: dict[str, np.ndarray], fingerprint: str = "") -> None:
+def edit_story(package: Path, **values: str) -> None:
+    edit(package, lambda m: m["adapters"]["story"].update(values))
+
+
+def list_file(package: Path, path: str) -> None:
+    edit(package, lambda m: m["files"].update({path: {"sha256": "", "bytes": 0}}))
+
+
+def two_damages(package: Path) -> None:
+    (package / MOOD).unlink()
+    flip_a_byte(package / "tokenizer.json")
+
+
+def replace_story(package: Path, tensors: dict[str, np.ndarray], fingerprint: str = "") -> None:
     """Another file for adapter story, with a manifest that knows its sha256."""
     write_adapter(package / STORY, tensors, fingerprint)
     edit(package, lambda m: m["adapters"]["story"].update(file_entry(package / STORY)))
@@ -78,11 +93,9 @@ def test_manifest_says_what_is_in_the_folder(original: Path, tiny_llama_path: Pa
     listed = {*manifest["files"], "package.json", MOOD, STORY}
     assert {p.relative_to(original).as_posix() for p in original.rglob("*") if p.is_file()} == listed
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= listed
-    assert manifest["base"]["fingerprint"] == base_fingerprint(tiny_llama_path)
-    assert manifest["base"] | {"fingerprint": ""} == {
-        "name": "tiny_llama", "fingerprint": "", "architecture": "LlamaForCausalLM", "hidden_size": 64, "num_hidden_layers": 2,
-        "vocab_size": 300, "context_length": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0,
-    }  # fmt: skip
+    base = {"name": "tiny_llama", "architecture": "LlamaForCausalLM", "hidden_size": 64, "num_hidden_layers": 2}
+    base |= {"vocab_size": 300, "context_length": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    assert manifest["base"] == {**base, "fingerprint": base_fingerprint(tiny_llama_path)}
     assert (manifest["precision"], manifest["quantization"]["algorithm"], manifest["workflow"]) == (
         "int4",
         "default",
@@ -100,22 +113,30 @@ def test_manifest_says_what_is_in_the_folder(original: Path, tiny_llama_path: Pa
         (lambda p: (p / "package.json").write_text("{"), ["package.json: is no JSON"]),
         (lambda p: edit(p, lambda m: m.update(format_version=2)), ["format_version is 2, but this runtime reads 1"]),
         (lambda p: edit(p, lambda m: m.pop("slots")), ["misses slots"]),
+        (
+            lambda p: edit(p, lambda m: m["adapters"]["story"].pop("sha256")),
+            ["an entry is malformed: KeyError('sha256')"],
+        ),
+        (lambda p: edit(p, lambda m: m.update(files=[1])), ["package.json: an entry is malformed"]),
         (lambda p: (p / MOOD).unlink(), [f"{MOOD}: is missing"]),
         (lambda p: flip_a_byte(p / MOOD), [f"{MOOD}: was altered, its sha256"]),
         (lambda p: (p / "model.onnx").write_bytes(b"x"), ["model.onnx: was altered, it has 1 bytes"]),
         (lambda p: flip_a_byte(p / "model.onnx.data"), ["model.onnx.data: was altered, its sha256"]),
-        (swap, [f"{MOOD}: was swapped, it is the file of adapter 'story'", f"{STORY}: was swapped, it is the file of adapter 'mood'"]),
-        (lambda p: edit(p, lambda m: m["adapters"]["story"].update(base_fingerprint="f" * 64)), [f"{STORY}: adapter 'story' was made for another base"]),
-        (lambda p: edit(p, lambda m: m["adapters"]["story"].update(file="../story.onnx_adapter")), ["path '../story.onnx_adapter' must be relative"]),
-        (lambda p: edit(p, lambda m: m["files"].update({"/etc/hostname": {}})), ["path '/etc/hostname' must be relative"]),
-        (lambda p: edit(p, lambda m: m["files"].update({"C:\\a": {}})), ["must be relative and stay inside"]),
-        (lambda p: edit(p, lambda m: m["files"].update({"a\\..\\..\\b": {}})), ["must be relative and stay inside"]),
-        (lambda p: replace_adapter(p, read_adapter(p / STORY), "0badf00d"), [f"{STORY}: says itself that it was made for another base"]),
-        (lambda p: replace_adapter(p, {"class_head.weight": np.ones((1, 32, 2), np.float32)}), [f"{STORY}: class_head.weight has shape [1, 32, 2]"]),
-        (lambda p: replace_adapter(p, {"a.lora_A.weight": np.ones((1, 64, 2), np.float32)}), [f"{STORY}: a.lora_A.weight has no slot"]),
-        (lambda p: ((p / MOOD).unlink(), flip_a_byte(p / "tokenizer.json")), [f"{MOOD}: is missing", "tokenizer.json: was altered"]),
+        (swap, [f"{MOOD}: was swapped, it is the file of adapter 'story'", f"{STORY}: was swapped, it is the file of"]),
+        (lambda p: edit_story(p, base_fingerprint="f" * 64), [f"{STORY}: adapter 'story' was made for another base"]),
+        (lambda p: edit_story(p, file="../story.onnx_adapter"), ["path '../story.onnx_adapter' must be relative"]),
+        (lambda p: list_file(p, "/etc/hostname"), ["path '/etc/hostname' must be relative"]),
+        (lambda p: list_file(p, "C:\\a"), ["must be relative and stay inside"]),
+        (lambda p: list_file(p, "a\\..\\..\\b"), ["must be relative and stay inside"]),
+        (
+            lambda p: replace_story(p, read_adapter(p / STORY), "0badf00d"),
+            [f"{STORY}: says itself that it was made for"],
+        ),
+        (lambda p: replace_story(p, {"class_head.weight": WIDE}), [f"{STORY}: class_head.weight has shape [1, 32, 2]"]),
+        (lambda p: replace_story(p, {"a.lora_A.weight": WIDE}), [f"{STORY}: a.lora_A.weight has no slot"]),
+        (two_damages, [f"{MOOD}: is missing", "tokenizer.json: was altered"]),
     ],
-)  # fmt: skip
+)
 def test_damage_is_named_in_one_error(package: Path, damage: Callable[[Path], Any], messages: list[str]) -> None:
     damage(package)
     with pytest.raises(PackageError) as caught:
@@ -129,7 +150,7 @@ def test_link_that_leaves_the_package(package: Path) -> None:
     shutil.copyfile(package / "tokenizer.json", outside)
     (package / "tokenizer.json").unlink()
     (package / "tokenizer.json").symlink_to(outside)
-    with pytest.raises(PackageError, match="tokenizer.json: is a link that leaves the package"):
+    with pytest.raises(PackageError, match=r"tokenizer\.json: is a link that leaves the package"):
         read_manifest(package)
 
 
@@ -169,6 +190,43 @@ def test_command_line_adds_lists_and_removes(
     assert list(model.adapters) == ["mood", "story", "poem"]
 
 
+def test_adapter_is_replaced_and_removed_under_a_running_stream(
+    original: Path, package: Path, tiny_llama_path: Path, make_peft_adapter: Callable[..., Path]
+) -> None:
+    model = MultiAdapterModel.load(package)
+    whole = model.generate("The", "story", 30, stop_at_eos=False)
+    stream = model.stream("The", "story", 30, stop_at_eos=False)
+    pieces = [next(stream)]
+    assert main(["add", str(package), "story", str(make_peft_adapter(tiny_llama_path, seed=8)), "--replace"]) == 0
+    model.reload()
+    assert model.generate("The", "story", 30, stop_at_eos=False) != whole
+    assert main(["remove", str(package), "story"]) == 0
+    model.reload()
+    shutil.copytree(original, package, dirs_exist_ok=True)  # the first adapter comes back
+    model.reload()
+    assert model.generate("The", "story", 30, stop_at_eos=False) == whole
+    assert main(["remove", str(package), "story"]) == 0
+    model.reload()
+    assert "".join([*pieces, *stream]).rstrip("\ufffd") == whole.rstrip("\ufffd")
+    with pytest.raises(PackageError, match="there is no adapter 'story'"):
+        model.generate("The", "story", 3)
+
+
+def test_file_of_olive_convert_adapters_can_be_added(
+    package: Path, tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One adapter by two ways, through Olive's own command and directly, gives the same answers."""
+    source = make_peft_adapter(tiny_llama_path, rank=6, seed=4, labels=["x", "y", "z"])
+    file = convert_with_olive(source, tmp_path / "olive.onnx_adapter")
+    assert main(["add", str(package), "direct", str(source)]) == 0
+    assert main(["add", str(package), "olive", str(file), "--labels", "x,y,z"]) == 0
+    model = MultiAdapterModel.load(package)
+    facts = ("rank", "target_modules", "labels", "task")
+    assert [model.adapters["olive"][f] for f in facts] == [model.adapters["direct"][f] for f in facts]
+    found, wanted = (model.class_logits(SENTENCES[:4], name) for name in ("olive", "direct"))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
     assert main(["add", str(package), "twin", str(package / STORY)]) == 0
     manifest = read_manifest(package)
@@ -195,9 +253,14 @@ def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
     ],
 )
 def test_command_line_refuses_and_changes_nothing(
-    package: Path, tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    package: Path,
+    tiny_llama_path: Path,
+    make_peft_adapter: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     places = {"P": package, "SOURCE": tmp_path / "source", "HEAD": tmp_path / "head"}
     if "SOURCE" in arguments:
         shutil.copytree(make_peft_adapter(tiny_llama_path, target_modules=["q_proj"]), places["SOURCE"])

@@ -31,9 +31,8 @@ class Package:
             "story": make(base, rank=8, seed=1, use_rslora=True),
             "chat": make(base, rank=2, seed=2, settings={"template": "chat"}),
         }
-        write_package(
-            folder, base_path=base, adapter_folders=self.sources, precision="fp32", execution_provider="cpu", threads=2, name="tiny"
-        )  # fmt: skip
+        target: dict[str, Any] = {"precision": "fp32", "execution_provider": "cpu", "threads": 2}
+        write_package(folder, base_path=base, adapter_folders=self.sources, name="tiny", **target)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,9 @@ def test_a_row_does_not_depend_on_its_batch(model: MultiAdapterModel) -> None:
 
 
 def test_windows_are_averaged(package: Package, make_peft_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    from data.tokenizing import encode_windows
     from transformers import AutoTokenizer
+
+    from data.tokenizing import encode_windows
 
     settings = {"max_length": 12, "window_stride": 5}
     source = make_peft_adapter(package.base, labels=LABELS, settings=settings)
@@ -160,21 +160,22 @@ def test_onnxruntime_genai_alone_gives_the_logits_of_peft(package: Package) -> N
     for name in ("story", "mood"):
         adapters.load(str(package.folder / "adapters" / f"{name}.onnx_adapter"), name)
     ids = np.random.default_rng(3).integers(3, 290, (1, 12)).astype(np.int64)
-    for name in ("story", "mood", None):
+    choices: tuple[str | None, ...] = ("story", "mood", None)
+    for choice in choices:
         params = og.GeneratorParams(base)
         params.set_search_options(max_length=20)
         generator = og.Generator(base, params)
-        if name:
-            generator.set_active_adapter(adapters, name)
+        if choice:
+            generator.set_active_adapter(adapters, choice)
         with torch.no_grad():
-            wanted = torch_model(package, name)(torch.from_numpy(ids)).logits.numpy()
+            wanted = torch_model(package, choice)(torch.from_numpy(ids)).logits.numpy()
         generator.append_tokens(ids[:, :9].astype(np.int32))
         np.testing.assert_allclose(np.asarray(generator.get_output("logits"))[0], wanted[0, :9], atol=1e-4)
         for step in range(9, 12):
             generator.append_tokens(ids[:, step : step + 1].astype(np.int32))
             np.testing.assert_allclose(np.asarray(generator.get_output("logits"))[0, -1], wanted[0, step], atol=1e-4)
         classes = np.asarray(generator.get_output("class_logits"))
-        assert classes.shape == (1, 3 if name == "mood" else 0)
+        assert classes.shape == (1, 3 if choice == "mood" else 0)
 
 
 def test_sampling_is_seeded_and_length_is_kept(model: MultiAdapterModel) -> None:
@@ -204,8 +205,20 @@ def test_wrong_use_is_named(model: MultiAdapterModel, call: Callable[[MultiAdapt
 
 def test_provider_that_is_absent_is_named(package: Package) -> None:
     model = MultiAdapterModel.load(package.folder, execution_provider="dml")
-    with pytest.raises(PackageError, match="has no DmlExecutionProvider.*available: cpu"):
+    with pytest.raises(PackageError, match=r"has no DmlExecutionProvider.*available: cpu"):
         model.classify("x", "mood")
+
+
+def test_wheels_that_clash_and_wheels_that_are_absent(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.session._installed", lambda name: name in ("onnxruntime", "onnxruntime-gpu"))
+        with pytest.raises(PackageError, match="onnxruntime and onnxruntime-gpu are both installed"):
+            MultiAdapterModel.load(package.folder)
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
+    model = MultiAdapterModel.load(package.folder)
+    with pytest.raises(PackageError, match="generation needs onnxruntime-genai"):
+        model.generate("The", max_new_tokens=2)
+    assert model.classify("The", "mood")[0].label in LABELS
 
 
 def test_runtime_needs_none_of_the_training_packages(package: Package) -> None:
@@ -267,7 +280,7 @@ def test_failed_build_leaves_the_former_package(
 
 
 def test_int4_package_answers_like_its_own_weights(package: Package, tmp_path: Path) -> None:
-    """The whole way at int4: head and LoRA on the quantized base give the classes of torch on the dequantized weights."""
+    """The whole way at int4: head and LoRA on the quantized base, against torch on the dequantized weights."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -276,10 +289,8 @@ def test_int4_package_answers_like_its_own_weights(package: Package, tmp_path: P
     from tests.graph.reference import load_dequantized
 
     source = package.sources["mood"]
-    write_package(
-        tmp_path / "p", base_path=package.base, adapter_folders={"mood": source}, precision="int4", execution_provider="cpu",
-        quantization={"accuracy_level": 1}, name="p",
-    )  # fmt: skip
+    target: dict[str, Any] = {"precision": "int4", "execution_provider": "cpu", "quantization": {"accuracy_level": 1}}
+    write_package(tmp_path / "p", base_path=package.base, adapter_folders={"mood": source}, name="p", **target)
     model = MultiAdapterModel.load(tmp_path / "p")
     reference: Any = AutoModelForCausalLM.from_pretrained(package.base)
     load_dequantized(reference, tmp_path / "p" / "model.onnx", tied=False)

@@ -1,0 +1,149 @@
+"""Says before anything is built what cannot be exported: bases, precisions, and ways to quantize."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from passes.base_model import local_folder
+from runtime.errors import ConfigError, nearest
+
+# Text decoders of the builder whose exported logits agree with transformers at float32 when the slots are in place.
+ARCHITECTURES = (
+    "Ernie4_5ForCausalLM",
+    "Gemma2ForCausalLM",
+    "GemmaForCausalLM",
+    "GraniteForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+# The builder computes other kinds in another way than transformers, or leaves them out.
+ROPE_TYPES = ("default", "linear", "llama3")
+# What each provider's attention kernels take: float32 on the CPU, float16 elsewhere; DirectML has no 8-bit MatMulNBits.
+PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int8", "int4"), "dml": ("fp16", "int4")}
+ALGORITHMS = ("default", "hqq", "k_quant", "k_quant_last", "k_quant_mixed", "rtn", "rtn_last")
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits
+HEAD_SIZE_STEP = 16  # of GroupQueryAttention, which says so only when it runs
+QUANTIZATION_DEFAULTS: dict[str, Any] = {
+    "algorithm": "default",
+    "block_size": 32,
+    "symmetric": True,
+    "accuracy_level": 4,  # int8 arithmetic; 1 computes in float32 and is exact up to rounding
+    "nodes_to_exclude": [],
+}
+
+
+def check_base(model_path: str | Path) -> None:
+    """Checks that a base can be exported, so that a workflow fails before its training and not after.
+
+    Raises:
+        ConfigError: every reason why not, each naming the key of config.json and its value.
+    """
+    path = local_folder(str(model_path)) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError([f"{path}: is no JSON: {error}"]) from error
+    problems = []
+    if config.get("quantization_config"):
+        problems.append("config.json: quantization_config is set; take the base before its quantization")
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        problems.append(
+            f"config.json: architectures is {architecture}, which has no tested export; "
+            f"{nearest(architecture, ARCHITECTURES)}"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        problems.append(f"config.json: rope_type is {kind}, which has no tested export; {nearest(kind, ROPE_TYPES)}")
+    heads = config.get("num_attention_heads") or 1
+    size = config.get("head_dim") or config.get("hidden_size", 0) // heads
+    if size % HEAD_SIZE_STEP or size == 0:
+        problems.append(
+            f"config.json: head_dim is {size}; onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP} "
+            f"(hidden_size / num_attention_heads where head_dim is not given)"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_precision(precision: str, execution_provider: str, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """Checks precision, provider and quantization together.
+
+    Returns:
+        The quantization with its defaults filled in; {} for fp16 and fp32.
+
+    Raises:
+        ConfigError: everything that is wrong, each naming the key, the value and what is valid.
+    """
+    problems = []
+    if execution_provider not in PRECISIONS:
+        problems.append(f"execution_provider is '{execution_provider}'; {nearest(execution_provider, PRECISIONS)}")
+    elif precision not in PRECISIONS[execution_provider]:
+        choices = nearest(precision, PRECISIONS[execution_provider])
+        problems.append(f"precision is '{precision}', which {execution_provider} cannot run; {choices}")
+    given = quantization or {}
+    if given and precision in ("fp16", "fp32"):
+        problems.append(
+            f"quantization: {', '.join(given)} has no meaning at precision {precision}; "
+            "leave it out, or take int4 or int8"
+        )
+    for key in sorted(set(given) - set(QUANTIZATION_DEFAULTS)):
+        problems.append(f"quantization: unknown key '{key}'; {nearest(key, QUANTIZATION_DEFAULTS)}")
+    options = {**QUANTIZATION_DEFAULTS, **given}
+    if execution_provider != "cpu" and "accuracy_level" not in given:
+        options["accuracy_level"] = 0  # the provider's own choice
+    if options["algorithm"] not in ALGORITHMS:
+        problems.append(
+            f"quantization: algorithm is '{options['algorithm']}'; {nearest(options['algorithm'], ALGORITHMS)}"
+        )
+    elif precision == "int8" and options["algorithm"] != "default":
+        problems.append(f"quantization: algorithm is '{options['algorithm']}', but int8 has only 'default'")
+    elif options["algorithm"].startswith("k_quant") or options["algorithm"] == "hqq":
+        if given.get("symmetric"):
+            problems.append(
+                f"quantization: symmetric is true, but {options['algorithm']} always stores zero points; leave it out"
+            )
+        options["symmetric"] = False
+    if options["block_size"] not in BLOCK_SIZES:
+        problems.append(
+            f"quantization: block_size is {options['block_size']}; valid: {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    if options["accuracy_level"] not in range(5):
+        problems.append(f"quantization: accuracy_level is {options['accuracy_level']}; valid: 0, 1, 2, 3, 4")
+    if not isinstance(options["symmetric"], bool):
+        problems.append(f"quantization: symmetric is {options['symmetric']!r}; valid: true, false")
+    if not isinstance(options["nodes_to_exclude"], list):
+        problems.append("quantization: nodes_to_exclude must be a list of node names such as /lm_head/MatMul")
+    if problems:
+        raise ConfigError(problems)
+    return options if precision in ("int4", "int8") else {}
+
+
+def check_blocks(folder: Path, precision: str, options: dict[str, Any]) -> None:
+    """Raises ConfigError where onnxruntime's k-quant, and its RTN with zero points, would fail inside the quantizer:
+    they cannot store the zero points of a 4-bit weight with an odd number of blocks."""
+    algorithm = options.get("algorithm", "")
+    if precision != "int4" or not (
+        algorithm.startswith("k_quant") or (algorithm.startswith("rtn") and not options["symmetric"])
+    ):
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    block, problems = options["block_size"], []
+    for key in ("hidden_size", "intermediate_size"):
+        blocks = math.ceil(config[key] / block)
+        if blocks % 2:
+            problems.append(
+                f"quantization: {algorithm} cannot store zero points for {blocks} blocks, an odd number (config.json: "
+                f"{key} is {config[key]}, block_size is {block}); take another block_size, or algorithm 'default'"
+            )
+    if problems:
+        raise ConfigError(problems)

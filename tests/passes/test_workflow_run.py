@@ -1,0 +1,258 @@
+"""The real `olive run` in a process of its own: it ends with a whole package, or says why not and changes nothing.
+
+A start costs seconds of imports, so the runs are shared: one workflow is killed three times, completed, then changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.passes.conftest import REPOSITORY, adapter_step, data_config, mood_data, workflow, write_mood_csv
+
+PATIENCE_S = 120  # for one run; on two free cores it takes about ten seconds
+
+
+class Olive:
+    """One workflow of three adapters in a folder, and the ways to run it."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder, self.base, self.out = folder, base, folder / "out"
+        self.workflow()
+        self.errors: list[str] = []  # stderr of each killed run
+
+    def workflow(self) -> dict[str, Any]:
+        """A fresh copy of the workflow: "mood", "story" and, with a data file of its own, "tone"."""
+        content = workflow(self.folder, self.base)
+        tone = self.folder / "tone.csv"
+        if not tone.exists():
+            write_mood_csv(tone)
+        content["data_configs"].append(data_config("tone_train", tone))
+        steps = content["passes"]
+        tone_step = adapter_step("ClassificationHead", "tone", "tone")
+        content["passes"] = {"mood": steps["mood"], "story": steps["story"], "tone": tone_step, "export": steps["export"]}
+        return content
+
+    def start(self, content: dict[str, Any]) -> subprocess.Popen[str]:
+        file = self.folder / "workflow.json"
+        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        environment |= {"OMP_NUM_THREADS": "2", "COLUMNS": "160"}
+        del environment["OLIVE_CACHE_DIR"]  # the workflow's cache_dir decides
+        with (self.folder / "stdout").open("w") as stdout, (self.folder / "stderr").open("w") as stderr:
+            return subprocess.Popen(
+                ["olive", "run", "--config", str(file)],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text(encoding="utf-8")
+
+    def run(self, content: dict[str, Any]) -> tuple[int, str, str]:
+        """Runs to the end: exit code, stdout, stderr."""
+        process = self.start(content)
+        try:
+            code = process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+        return code, (self.folder / "stdout").read_text(encoding="utf-8"), self.stderr()
+
+    def kill_when(self, reached: Callable[[], bool], at_most_s: float) -> None:
+        """Starts the workflow, waits for a moment and up to `at_most_s` more, and kills it with all its children."""
+        process = self.start(self.workflow())
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not reached():
+                assert process.poll() is None, f"the run ended before it could be killed:\n{self.stderr()}"
+                assert time.monotonic() < deadline, f"the moment never came:\n{self.stderr()}"
+                time.sleep(0.005)
+            time.sleep(random.uniform(0, at_most_s))
+            assert process.poll() is None, f"the run ended before it was killed:\n{self.stderr()}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.errors.append(self.stderr())
+
+    def adapters(self) -> dict[str, tuple[str, int, int]]:
+        """Finished adapters in the store: {name: (folder, inode, time of its weights in ns)}; the newest of each name."""
+        found = {}
+        for folder in sorted((self.folder / "cache" / "adapters").glob("*"), key=lambda f: f.stat().st_mtime_ns):
+            if "unfinished" not in folder.name:
+                weights = folder / "adapter_model.safetensors"
+                name = folder.name.rsplit("-", 1)[0]
+                found[name] = (folder.name, folder.stat().st_ino, weights.stat().st_mtime_ns)
+        return found
+
+    def unfinished(self, name: str) -> bool:
+        return any((self.folder / "cache" / "adapters").glob(f"{name}-*.unfinished-*"))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Names in the folder of the workflow that only an unfinished run has."""
+    return [entry.name for entry in folder.iterdir() if "unfinished" in entry.name or "-old-" in entry.name]
+
+
+class Finished:
+    """The workflow after three kills and a run to the end."""
+
+    def __init__(self, olive: Olive) -> None:
+        self.olive = olive
+        olive.out.mkdir()
+        (olive.out / "package.json").write_text("an earlier package", encoding="utf-8")
+        (olive.out / "model.onnx").write_bytes(bytes(1000))
+        self.earlier = hashes(olive.out)
+        self.after_kill: list[dict[str, str]] = []
+        self.adapters: list[dict[str, tuple[str, int, int]]] = []
+        moments: list[tuple[Callable[[], bool], float]] = [
+            (lambda: olive.unfinished("story"), 0.05),  # "mood" is finished, "story" is being trained
+            (lambda: "checking the float32 graph" in olive.stderr(), 0.5),  # all are trained
+            (lambda: "building fp32" in olive.stderr(), 1.5),  # the package is being built or measured
+        ]
+        for reached, at_most_s in moments:
+            olive.kill_when(reached, at_most_s)
+            self.after_kill.append(hashes(olive.out))
+            self.adapters.append(olive.adapters())
+        self.code, self.stdout, self.stderr = olive.run(olive.workflow())
+        self.adapters.append(olive.adapters())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OLIVE_CACHE_DIR", "unused")
+        return Finished(Olive(tmp_path_factory.mktemp("olive"), tiny_llama_path))
+
+
+def test_a_killed_run_is_completed_by_the_same_command(finished: Finished) -> None:
+    assert finished.code == 0, finished.stderr
+    assert leftovers(finished.olive.folder) == []
+    assert finished.after_kill == [finished.earlier] * 3
+    assert set(hashes(finished.olive.out)) > {"package.json", "evaluation.json", "model.onnx", "model.onnx.data"}
+
+
+def test_finished_adapters_survive_a_kill_untouched(finished: Finished) -> None:
+    first, second, third, last = finished.adapters
+    assert set(first) == {"mood"} and set(second) == {"mood", "story", "tone"}
+    assert second["mood"] == first["mood"] and third == second and last == second
+    trained = [[name for name in last if f"train {name}: 3 steps" in text] for text in [*finished.olive.errors, finished.stderr]]
+    assert trained == [["mood"], ["story", "tone"], [], []]
+    assert not finished.olive.unfinished("story")
+
+
+def test_the_finished_run_prints_the_table(finished: Finished) -> None:
+    lines = finished.stdout.splitlines()
+    assert "out: fp32 ONNX package" in finished.stdout and f"Written to {finished.olive.out}" in lines
+    rows = [line.split() for line in lines]
+    evaluation = json.loads((finished.olive.out / "evaluation.json").read_text(encoding="utf-8"))
+    scores = {(row["adapter"], row["metric"]): row for row in evaluation["quality"]}
+    assert set(scores) == {("mood", m) for m in ("accuracy", "f1_macro", "f1_weighted")} | {("story", "perplexity")}
+    accuracy, perplexity = scores["mood", "accuracy"], scores["story", "perplexity"]
+    shown = [f"{accuracy[column]:.3f}" for column in ("base", "pytorch", "package", "tfidf")]
+    assert ["mood", "accuracy", *shown] in rows
+    shown = [f"{perplexity[column]:.2f}" for column in ("base", "pytorch", "package")]
+    assert ["story", "perplexity", *shown, "-"] in rows
+    assert perplexity["pytorch"] < perplexity["base"]
+    assert perplexity["package"] == pytest.approx(perplexity["pytorch"], rel=1e-4)
+    assert [row[0] for row in rows if "size" in row] == ["base", "mood", "story", "tone", "total"]
+    assert "error" not in finished.stderr and "Traceback" not in finished.stderr
+
+
+def test_the_package_is_whole_and_serves_its_adapters(finished: Finished) -> None:
+    from runtime.model import MultiAdapterModel
+
+    model = MultiAdapterModel.load(finished.olive.out)
+    assert {name: entry["task"] for name, entry in model.adapters.items()} == {
+        "mood": "classification",
+        "story": "generation",
+        "tone": "classification",
+    }
+    for entry in model.adapters.values():
+        parity = entry["parity"]["fp32"]
+        assert 0 <= parity["max_abs_difference"] <= 1e-3 and parity["top1_agreement"] == 1.0
+    assert model.adapters["mood"]["metrics"]["accuracy"]["package"] is not None
+    assert {result.label for result in model.classify(mood_data(1).texts, "mood")} <= {"bad", "good"}
+    assert model.generate("Count the stairs", "story", max_new_tokens=4)
+    recorded = model.manifest["workflow"]
+    assert list(recorded["passes"]) == ["mood", "story", "tone", "export"]
+    for file in finished.olive.out.glob("*.json"):
+        assert "unfinished" not in file.read_text(encoding="utf-8"), file.name
+
+
+def fails(olive: Olive, content: dict[str, Any]) -> tuple[str, str]:
+    """Runs a workflow that must fail and leave the package as it is; returns its one error and its stdout."""
+    before, adapters = hashes(olive.out), olive.adapters()
+    code, stdout, stderr = olive.run(content)
+    assert code == 1
+    assert hashes(olive.out) == before and leftovers(olive.folder) == []
+    assert olive.adapters() == adapters
+    assert "Traceback" not in stderr and stderr.count("error:") == 1
+    return stderr[stderr.index("error:") :].strip(), stdout
+
+
+def test_a_bad_option_fails_before_anything_runs(finished: Finished) -> None:
+    content = finished.olive.workflow()
+    content["passes"]["mood"]["rnk"] = 4
+    error, stdout = fails(finished.olive, content)
+    file = finished.olive.folder / "workflow.json"
+    assert error.startswith(f"error: {file}: passes.mood.rnk: unknown option; did you mean 'rank'? Valid: ")
+    assert error.count("\n") == 0 and stdout == ""
+
+
+def test_a_failing_parity_leaves_the_package(finished: Finished) -> None:
+    content = finished.olive.workflow()
+    content["passes"]["export"]["parity_tolerance"] = 1e-30
+    error, stdout = fails(finished.olive, content)
+    assert error.startswith("error: adapter 'mood': the float32 graph differs from PyTorch by ")
+    assert "in logits, more than parity_tolerance 1e-30" in error and error.count("\n") == 0
+    assert "Written to" not in stdout
+
+
+def test_a_missed_goal_leaves_the_package(finished: Finished) -> None:
+    content = finished.olive.workflow()
+    sub_type = content["evaluators"]["all"]["metrics"][1]["sub_types"][0]
+    sub_type["goal"] = {"type": "threshold", "value": 1.5}
+    error, stdout = fails(finished.olive, content)
+    assert error.startswith(f"error: goal missed, {finished.olive.out} is left as it was: story perplexity is ")
+    assert error.endswith(", the goal is <= 1.5") and error.count("\n") == 0
+    assert "<= 1.50 MISSED" in stdout
+
+
+def test_only_what_changed_is_trained_again(finished: Finished) -> None:
+    """Another option of "mood" and another row in the file of "tone": both are trained, "story" between them is not."""
+    olive, before = finished.olive, finished.olive.adapters()
+    content = olive.workflow()
+    content["passes"]["mood"]["rank"] = 2
+    write_mood_csv(olive.folder / "tone.csv", [*mood_data().texts[:-1], "Something else."])
+    code, stdout, stderr = olive.run(content)
+    assert code == 0 and f"Written to {olive.out}" in stdout
+    assert [line for line in stderr.splitlines() if line.startswith("train ")] == [
+        line for line in stderr.splitlines() if line.startswith(("train mood: 3 steps", "train story: ", "train tone: 3 steps"))
+    ]
+    assert "train mood: 3 steps" in stderr and "train tone: 3 steps" in stderr
+    assert "train story: unchanged, kept from an earlier run" in stderr and "train story: 3 steps" not in stderr
+    after = olive.adapters()
+    assert after["story"] == before["story"]
+    assert after["mood"][0] != before["mood"][0] and after["tone"][0] != before["tone"][0]
+    manifest = json.loads((olive.out / "package.json").read_text(encoding="utf-8"))
+    assert manifest["adapters"]["mood"]["rank"] == 2 and manifest["adapters"]["story"]["rank"] == 4
