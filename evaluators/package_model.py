@@ -28,6 +28,9 @@ class PackageModel:
         """Class logits float32 (rows, classes) of token id lists."""
         return self.runtime.class_logits(rows, adapter, batch_size)
 
-    def stream(self, prompt: str, adapter: str | None, new_tokens: int) -> Iterator[str]:
-        """One piece a token, exactly `new_tokens` of them: end-of-text does not stop it."""
-        return self.runtime.stream(prompt, adapter, max_new_tokens=new_tokens, stop_at_eos=False)
+    def stream(self, prompt: str, adapter: str | None, new_tokens: int) -> Iterator[int]:
+        """Greedy decoding; yields exactly `new_tokens` ids, end-of-text does not stop it.
+
+        Not `runtime.stream`: a piece of text may take several tokens, and time per token would look too long.
+        """
+        return self.runtime._tokens(prompt, adapter, new_tokens, stop_at_eos=False)

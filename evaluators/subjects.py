@@ -18,7 +18,7 @@ VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "olive-ai", "onn
 
 @dataclass
 class Subjects:
-    """The models to compare. `package` is None before the export; `folders` maps adapter names to their PEFT folders."""
+    """The models to compare. `package` is None before the export; `folders` maps adapter names to PEFT folders."""
 
     torch: TorchModel
     package: Any

@@ -69,6 +69,7 @@ class WorkspaceEvaluator(OliveEvaluator):
                 values = self._measure_latency(evaluation, subjects, metric)
             else:
                 evaluation["sizes"] = evaluation["sizes"] or size_columns(subjects)
+                evaluation["sizes"][-1] |= self._goal(metric, metric.sub_types[0])
                 values = {"bytes": _measured(evaluation["sizes"][-1])}
             for sub in metric.sub_types:
                 results[joint_metric_key(metric.name, str(sub.name))] = SubMetricResult(
@@ -84,10 +85,8 @@ class WorkspaceEvaluator(OliveEvaluator):
         for name, column in columns.items():
             row: dict[str, Any] = {"adapter": adapter, "metric": name, **column}
             row |= {"higher_is_better": name != "perplexity", "goal": None}
-            if (sub := sub_types.get(name)) is not None:
-                row["higher_is_better"] = sub.higher_is_better
-                relative = self.relative_goals.get(joint_metric_key(metric.name, str(sub.name)))
-                row["goal"] = sub.goal.model_dump() if sub.goal is not None else relative
+            if name in sub_types:
+                row |= self._goal(metric, sub_types[name])
             evaluation["quality"].append(row)
         return {str(sub.name): _measured(columns[_score(sub)]) for sub in metric.sub_types}
 
@@ -100,7 +99,15 @@ class WorkspaceEvaluator(OliveEvaluator):
         adapter = metric_adapter(metric, subjects.tasks, self.metric_options)
         kind = PHASES[_phase(adapter, subjects.tasks, options)]
         rows = {row["metric"]: row for row in evaluation["latency"] if row["adapter"] == adapter}
+        for sub in metric.sub_types:
+            rows[f"{kind}_{sub.name}_ms"] |= self._goal(metric, sub)
         return {str(sub.name): _measured(rows[f"{kind}_{sub.name}_ms"]) for sub in metric.sub_types}
+
+    def _goal(self, metric: Any, sub: Any) -> dict[str, Any]:
+        """What a row says of its goal: threshold ones come by Olive, relative ones by check_metrics."""
+        relative = self.relative_goals.get(joint_metric_key(metric.name, str(sub.name)))
+        goal = sub.goal.model_dump() if sub.goal is not None else relative
+        return {"higher_is_better": sub.higher_is_better, "goal": goal}
 
 
 def check_metrics(evaluator: Any, tasks: dict[str, str]) -> list[str]:
@@ -149,7 +156,7 @@ def metric_problems(metrics: list[Any], tasks: dict[str, str], metric_options: d
             problems += [
                 f"{where}.sub_types.{sub.name}.higher_is_better: must be {str(sub.name != 'perplexity').lower()}"
                 for sub in metric.sub_types
-                if sub.higher_is_better != (sub.name != "perplexity")  # Olive's default is true for all; goals need it
+                if sub.higher_is_better != (sub.name != "perplexity")  # Olive's default is true; goals need it right
             ]
             if metric.data_config is None:
                 problems.append(f"{where}.data_config: is required, it names the rows to score")

@@ -32,8 +32,8 @@ def local_folder(model_path: str) -> Path:
         siblings = [str(p.parent / p.name) for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         hint = f" ({nearest(model_path, siblings)})" if siblings else ""
         raise OlivalError(
-            f"'{model_path}' is neither a model folder here{hint} nor a repository that the Hugging Face hub gives out: "
-            f"{type(error).__name__}"
+            f"'{model_path}' is neither a model folder here{hint} nor a repository that the Hugging Face hub gives "
+            f"out: {type(error).__name__}"
         ) from error
 
 

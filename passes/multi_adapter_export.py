@@ -126,8 +126,8 @@ def export(
         )
         certificates = {name: {"fp32": scores} for name, scores in measure_parity(base, adapters, exact).items()}
         if wrong := [
-            f"adapter '{name}': the float32 graph differs from PyTorch by {scores['fp32']['max_abs_difference']:.2g} in "
-            f"logits, more than parity_tolerance {config.parity_tolerance:g}"
+            f"adapter '{name}': the float32 graph differs from PyTorch by {scores['fp32']['max_abs_difference']:.2g} "
+            f"in logits, more than parity_tolerance {config.parity_tolerance:g}"
             for name, scores in certificates.items()
             if not scores["fp32"]["max_abs_difference"] <= config.parity_tolerance
         ]:

@@ -72,7 +72,9 @@ def _check_types(run_config: Any, package_config: Any) -> list[str]:
                 match = get_close_matches(step.type.lower(), [*ours, *table.passes], n=1, cutoff=0.5)
                 hint = f"did you mean '{ours.get(match[0], match[0])}'? " if match else ""
                 valid = ", ".join(ours.values())
-                problems.append(f"passes.{name}.type: there is no pass '{step.type}'; {hint}Valid: {valid} and Olive's own")
+                problems.append(
+                    f"passes.{name}.type: there is no pass '{step.type}'; {hint}Valid: {valid} and Olive's own"
+                )
     return problems
 
 
@@ -233,8 +235,8 @@ def _check_output(output: Path) -> list[str]:
         return [f"output_dir: {output} cannot be made: {folder} is a file, not a folder"]
     if folder == output and any(folder.iterdir()) and not any((folder / name).is_file() for name in RESULT_FILES):
         return [
-            f"output_dir: {output} holds files that no run wrote, and a run replaces the whole folder; choose another one, "
-            f"such as {output / 'package'}"
+            f"output_dir: {output} holds files that no run wrote, and a run replaces the whole folder; choose another "
+            f"one, such as {output / 'package'}"
         ]
     parent = folder if folder != output else output.parent
     for candidate in {folder, parent}:

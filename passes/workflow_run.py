@@ -75,7 +75,7 @@ def _evaluation(staging: Path, output: Path) -> dict[str, Any] | None:
 
     evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if missed := missed_goals(evaluation):
-        print_report(evaluation, output)
+        print_report(evaluation, output, written=False)
         raise ConfigError([f"goal missed, {output} is left as it was: {goal}" for goal in missed])
     return evaluation
 

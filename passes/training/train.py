@@ -87,7 +87,7 @@ def train_adapter(
     peft_model.peft_config["default"].inference_mode = True
     peft_model.peft_config["default"].save_pretrained(folder)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    description = {
+    description: dict[str, Any] = {
         "name": settings.adapter_name,
         "task": "generation" if label_names is None else "classification",
         "labels": label_names,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer
 
-import passes.training.train as train_module
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_example
 from passes.training.adapter_pass import ATTRIBUTE
@@ -54,7 +54,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny_llama_path: Path) -> It
         def run(data: Any, validation: Any = None, steps: int = 3, training: Any = None, **settings: Any) -> Trained:
             seen: dict[str, Any] = {}
 
-            class WatchedTrainer(train_module.Trainer):
+            class WatchedTrainer(Trainer):
                 def train(self, *arguments: Any, **options: Any) -> Any:
                     seen["start"] = {k: v.detach().clone() for k, v in self.model.named_parameters() if v.requires_grad}
                     result = super().train(*arguments, **options)
@@ -64,7 +64,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny_llama_path: Path) -> It
                     seen["logits"] = out["logits"].float()
                     return result
 
-            patch.setattr(train_module, "Trainer", WatchedTrainer)
+            patch.setattr("passes.training.train.Trainer", WatchedTrainer)
             arguments = {"max_steps": steps, "learning_rate": 0.01, "logging_strategy": "steps", "logging_steps": 1}
             chosen = AdapterSettings("test", **{"rank": 4, **settings}, training_args={**arguments, **(training or {})})
             folder = tmp_path_factory.mktemp("trained")
@@ -361,6 +361,5 @@ def test_data_of_the_other_kind_is_refused(tmp_path: Path, tiny_llama_path: Path
             HfModelHandler(str(tiny_llama_path)),
             {"adapter_name": "mood", "train_data_config": config},
         )
-    assert str(error.value) == (
-        "data_configs.rows: this pass takes data with pre_process_data_config.type 'classification', but got GenerationData"
-    )
+    wanted = "this pass takes data with pre_process_data_config.type 'classification', but got GenerationData"
+    assert str(error.value) == f"data_configs.rows: {wanted}"

@@ -46,6 +46,16 @@ def data(workflow: Workflow, name: str, part: str) -> Any:
     return next(d for d in workflow["data_configs"] if d["name"] == name)[part]
 
 
+def touched(file: Path) -> Path:
+    file.touch()
+    return file
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
 def test_a_right_workflow_has_no_problems_and_gets_fingerprints(tiny_workflow: Workflow) -> None:
     from olive.workflows.run.config import RunConfig
 
@@ -116,7 +126,8 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "passes.mood.alpha: must be above 0, but got -1.0",
             "passes.mood.dropout: 0 <= dropout < 1 must hold, but got 1.0",
             "passes.mood.quantization: 'nf8' is unknown; did you mean 'nf4'? Valid: fp4, nf4",
-            "passes.mood.compute_dtype: 'float64' is unknown; did you mean 'float16'? Valid: bfloat16, float16, float32",
+            "passes.mood.compute_dtype: 'float64' is unknown; did you mean 'float16'? "
+            "Valid: bfloat16, float16, float32",
         ],
     ),
     "required option": (
@@ -189,34 +200,33 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         ["passes.export: MultiAdapterExport stands once, after every adapter's pass"],
     ),
     "output_dir is a file": (
-        lambda w, f: (f / "out").touch(),
+        lambda w, f: touched(f / "out"),
         ["output_dir: {folder}/out cannot be made: {folder}/out is a file, not a folder"],
     ),
     "output_dir is below a file": (
-        lambda w, f: (f / "file").touch() or w.update(output_dir=str(f / "file" / "a" / "b")),
+        lambda w, f: w.update(output_dir=str(touched(f / "file") / "a" / "b")),
         ["output_dir: {folder}/file/a/b cannot be made: {folder}/file is a file, not a folder"],
     ),
     "output_dir holds other things": (
         lambda w, f: w.update(output_dir=str(f)),
         [
-            "output_dir: {folder} holds files that no run wrote, and a run replaces the whole folder; choose another one, "
-            "such as {folder}/package"
+            "output_dir: {folder} holds files that no run wrote, and a run replaces the whole folder; choose another "
+            "one, such as {folder}/package"
         ],
     ),
     "head size 8": (
         lambda w, f: w["input_model"].update(model_path=str(save_tiny_model(f / "model8", head_dim=8))),
         [
-            "input_model.model_path: config.json: head_dim is 8; onnxruntime's GroupQueryAttention takes multiples of 16 "
-            "(hidden_size / num_attention_heads where head_dim is not given)"
+            "input_model.model_path: config.json: head_dim is 8; onnxruntime's GroupQueryAttention takes multiples of "
+            "16 (hidden_size / num_attention_heads where head_dim is not given)"
         ],
     ),
     "no such base": (
-        lambda w, f: (f / "models" / "tiny").mkdir(parents=True)
-        or w["input_model"].update(model_path=str(f / "models" / "tinny")),
+        lambda w, f: w["input_model"].update(model_path=str(made(f / "models" / "tiny").with_name("tinny"))),
         [
             "input_model.model_path: '{folder}/models/tinny' is neither a model folder here (did you mean "
-            "'{folder}/models/tiny'? Valid: {folder}/models/tiny) nor a repository that the Hugging Face hub gives out: "
-            "HFValidationError"
+            "'{folder}/models/tiny'? Valid: {folder}/models/tiny) nor a repository that the Hugging Face hub gives "
+            "out: HFValidationError"
         ],
     ),
     "an input that is no HfModel": (
@@ -317,10 +327,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
     ),
     "a metric that is not measured": (
         lambda w, _: metric(w, "size_on_disk").update(type="throughput", sub_types=[{"name": "avg"}]),
-        [
-            "evaluator.metrics.size_on_disk.type: 'throughput' is not measured; "
-            "Valid: accuracy, latency, size_on_disk"
-        ],
+        ["evaluator.metrics.size_on_disk.type: 'throughput' is not measured; Valid: accuracy, latency, size_on_disk"],
     ),
     "an evaluation of the bare base": (
         lambda w, _: w.pop("evaluate_input_model"),  # Olive's default is true

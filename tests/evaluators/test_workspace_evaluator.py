@@ -1,0 +1,146 @@
+"""The evaluator that workflows name, before the export and on the package: numbers for Olive and a record beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.examples import GenerationData, load_data
+from data.tokenizing import encode_generation
+from evaluators.perplexity import perplexity
+from evaluators.torch_model import TorchModel
+from evaluators.workspace_evaluator import WorkspaceEvaluator
+from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
+from runtime.errors import ConfigError, DataError
+from tests.conftest import SENTENCES
+from tests.passes.conftest import data_config
+
+OPTIONS = {"ttft": {"phase": "first_token", "prompt_tokens": 8, "new_tokens": 3}}
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> list[Any]:
+    """Olive metrics: the quality of "mood" and "story", the time to first token of the base, the size."""
+    from olive.evaluator.metric import Metric
+
+    from passes.registration import register
+
+    register()
+    mood, story = tmp_path / "mood.jsonl", tmp_path / "story.jsonl"
+    labels = ["bad", "good", "none"] * 4
+    mood.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in zip(SENTENCES, labels, strict=True)))
+    story.write_text("".join(json.dumps({"prompt": t[:9], "response": t[9:]}) + "\n" for t in SENTENCES[:4]))
+    entries: list[dict[str, Any]] = [
+        {
+            "name": "mood",
+            "type": "accuracy",
+            "data_config": data_config("mood", mood),
+            "sub_types": [{"name": "accuracy_score"}, {"name": "f1_score", "metric_config": {"average": "weighted"}}],
+        },
+        {
+            "name": "story",
+            "type": "accuracy",
+            "data_config": data_config("story", story, "generation"),
+            "sub_types": [
+                {"name": "perplexity", "higher_is_better": False, "goal": {"type": "threshold", "value": 1.5}}
+            ],
+        },
+        {"name": "ttft", "type": "latency", "sub_types": [{"name": "p50"}, {"name": "p90"}]},
+        {"name": "size_on_disk", "type": "size_on_disk", "sub_types": [{"name": "bytes", "higher_is_better": False}]},
+    ]
+    return [Metric.model_validate(entry) for entry in entries]
+
+
+def trained(base: Path, folders: dict[str, Path]) -> Any:
+    from olive.model import HfModelHandler
+
+    attributes = {ATTRIBUTE: {name: str(folder) for name, folder in folders.items()}}
+    return HfModelHandler(str(base), model_attributes=attributes)
+
+
+def test_before_the_export(tiny_llama_path: Path, adapter_folders: dict[str, Path], metrics: list[Any]) -> None:
+    """Every number is that of the PyTorch model."""
+    result = WorkspaceEvaluator(metric_options=OPTIONS).evaluate(trained(tiny_llama_path, adapter_folders), metrics)
+    values = {name: sub.value for name, sub in result.root.items()}
+    assert set(values) == {
+        "mood-accuracy_score",
+        "mood-f1_score",
+        "story-perplexity",
+        "ttft-p50",
+        "ttft-p90",
+        "size_on_disk-bytes",
+    }
+    model = TorchModel(tiny_llama_path, adapter_folders)
+    data = load_data(metrics[0].data_config)
+    rows = [model.tokenizer(text)["input_ids"] for text in SENTENCES]
+    chosen = [model.labels("mood")[i] for i in model.class_logits(rows, "mood").argmax(axis=1)]
+    right = sum(a == b for a, b in zip(chosen, ["bad", "good", "none"] * 4, strict=True))
+    assert len(data) == 12 and values["mood-accuracy_score"] == pytest.approx(right / 12)
+    pairs = GenerationData([text[:9] for text in SENTENCES[:4]], [text[9:] for text in SENTENCES[:4]])
+    examples = encode_generation(model.tokenizer, pairs)
+    wanted = perplexity(lambda ids, mask: model.logits(ids, mask, "story"), examples)
+    assert values["story-perplexity"] == pytest.approx(wanted, rel=1e-6)
+    files = [file for folder in (tiny_llama_path, *adapter_folders.values()) for file in folder.rglob("*")]
+    assert values["size_on_disk-bytes"] == sum(file.stat().st_size for file in files if file.is_file())
+    assert 0 < values["ttft-p50"] <= values["ttft-p90"]
+
+
+def test_on_the_package(
+    tiny_llama_path: Path, adapter_folders: dict[str, Path], package_folder: Path, metrics: list[Any], tmp_path: Path
+) -> None:
+    """Every number is the package's; the record has all columns, the manifest the scores."""
+    from olive.model import ONNXModelHandler
+
+    folder = shutil.copytree(package_folder, tmp_path / "package")
+    attributes = {
+        ATTRIBUTE: {name: str(path) for name, path in adapter_folders.items()},
+        BASE_ATTRIBUTE: str(tiny_llama_path),
+    }
+    handler = ONNXModelHandler(str(folder), onnx_file_name="model.onnx", model_attributes=attributes)
+    relative = {"ttft-p50": {"type": "max-degradation", "value": 5.0}}
+    result = WorkspaceEvaluator(metric_options=OPTIONS, relative_goals=relative).evaluate(handler, metrics)
+    values = {name: sub.value for name, sub in result.root.items()}
+    record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    quality = {(row["adapter"], row["metric"]): row for row in record["quality"]}
+    assert values["mood-accuracy_score"] == quality["mood", "accuracy"]["package"]
+    assert values["mood-f1_score"] == quality["mood", "f1_weighted"]["package"]
+    assert values["story-perplexity"] == quality["story", "perplexity"]["package"]
+    for row in quality.values():
+        assert row["package"] == pytest.approx(row["pytorch"], rel=1e-4)
+    assert quality["mood", "accuracy"]["base"] is None  # no baselines.json beside these adapters
+    assert quality["story", "perplexity"]["base"] != pytest.approx(quality["story", "perplexity"]["pytorch"], rel=0.01)
+    assert quality["story", "perplexity"]["goal"]["value"] == 1.5
+    times = {(row["adapter"], row["metric"]): row for row in record["latency"]}
+    assert values["ttft-p50"] == times[None, "ttft_p50_ms"]["package"]
+    assert times[None, "ttft_p50_ms"]["goal"] == relative["ttft-p50"] and "goal" not in times[None, "tpot_p50_ms"]
+    assert {adapter for adapter, _ in times} == {None, "mood", "story"}
+    assert all(row["package"] is not None and row["pytorch"] is not None for row in times.values())
+    sizes = {row["part"]: row["package"] for row in record["sizes"]}
+    assert values["size_on_disk-bytes"] == sizes["total"] == sizes["base"] + sizes["mood"] + sizes["story"]
+    manifest = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+    columns = ("base", "pytorch", "package")
+    assert manifest["adapters"]["story"]["metrics"] == {
+        "perplexity": {column: quality["story", "perplexity"][column] for column in columns}
+    }
+
+
+def test_an_adapter_that_is_not_there(tiny_llama_path: Path, metrics: list[Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        WorkspaceEvaluator().evaluate(trained(tiny_llama_path, {}), metrics)
+    assert error.value.problems == [
+        f"evaluator.metrics.{name}: '{name}' is no adapter of this workflow; There is nothing to choose from."
+        for name in ("mood", "story")
+    ]
+
+
+def test_a_label_that_the_adapter_does_not_know(
+    tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], metrics: list[Any]
+) -> None:
+    folder = make_peft_adapter(tiny_llama_path, labels=["bad", "good"])
+    with pytest.raises(DataError, match=r"unknown label 'none'; Valid: bad, good"):
+        WorkspaceEvaluator().evaluate(trained(tiny_llama_path, {"mood": folder}), metrics[:1])
