@@ -92,9 +92,9 @@ def size_columns(subjects: Subjects) -> list[dict[str, Any]]:
     torch_sizes = {"base": folder_bytes(subjects.base), **{n: folder_bytes(f) for n, f in subjects.folders.items()}}
     package_sizes: dict[str, int] = {}
     if subjects.package is not None and subjects.model_folder is not None:
-        adapters = subjects.package.runtime.manifest["adapters"]
-        package_sizes = {name: (subjects.model_folder / adapters[name]["file"]).stat().st_size for name in adapters}
-        package_sizes["base"] = folder_bytes(subjects.model_folder) - sum(package_sizes.values())
+        manifest = subjects.package.runtime.manifest
+        package_sizes = {name: entry["bytes"] for name, entry in manifest["adapters"].items()}
+        package_sizes["base"] = sum(entry["bytes"] for entry in manifest["files"].values())
     rows = [{"part": p, "pytorch": torch_sizes[p], "package": package_sizes.get(p)} for p in torch_sizes]
     total = sum(package_sizes.values()) if package_sizes else None
     return [*rows, {"part": "total", "pytorch": sum(torch_sizes.values()), "package": total}]

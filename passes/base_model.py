@@ -37,6 +37,17 @@ def local_folder(model_path: str) -> Path:
         ) from error
 
 
+def linear_layers(folder: Path) -> list[str]:
+    """Names that target_modules can take, such as q_proj: the linear layers below the head. Reads config.json alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return sorted(names - {"lm_head"})
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 

@@ -137,7 +137,7 @@ def _check_names(ours: list[tuple[str, Any]]) -> list[str]:
 
 
 def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str]) -> tuple[Path | None, str]:
-    from passes.base_model import local_folder
+    from passes.base_model import linear_layers, local_folder
     from passes.graph.builder import check_base
     from runtime.manifest import base_fingerprint
 
@@ -149,10 +149,22 @@ def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str
         folder = local_folder(str(model.config["model_path"]))
         if any("export" in step.type for _, step in ours):
             check_base(folder)
+        problems += _check_targets(ours, linear_layers(folder))
         return folder, base_fingerprint(folder)
     except OlivalError as error:
         problems += [f"input_model.model_path: {p}" for p in _lines(error)]
         return None, ""
+
+
+def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:
+    problems = []
+    for name, step in ours:
+        targets = step.config.get("target_modules") or "all-linear"
+        for target in [targets] if isinstance(targets, str) else targets:
+            if target not in (*layers, "all-linear"):
+                where = f"passes.{name}.target_modules"
+                problems.append(f"{where}: '{target}' is no linear layer of the base; {nearest(target, layers)}")
+    return problems
 
 
 def _check_data(ours: list[tuple[str, Any]], evaluator: Any, base_fingerprint: str, problems: list[str]) -> None:

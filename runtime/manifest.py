@@ -17,6 +17,10 @@ MANIFEST = "package.json"
 _KEYS = ("adapters", "base", "files", "precision", "slots", "target")
 
 
+# beside its weights, what decides which function of a text a base is
+MEANING_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
 def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     """Reads package.json.
 
@@ -63,7 +67,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def base_fingerprint(model_path: Path) -> str:
-    """sha256 over a base's weights and config.json: names and contents in sorted order; the tokenizer is left out.
+    """sha256 over a base's weights, config.json and tokenizer: names and contents in sorted order.
 
     Raises:
         PackageError: the folder has no weight file.
@@ -73,7 +77,7 @@ def base_fingerprint(model_path: Path) -> str:
     if not weights:
         raise PackageError(f"{folder}: has no weights (*.safetensors or *.bin)")
     digest = hashlib.sha256()
-    for path in sorted([*weights, folder / "config.json"]):
+    for path in sorted([*weights, *(folder / name for name in MEANING_FILES if (folder / name).is_file())]):
         digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()
 

@@ -2,8 +2,8 @@
 
     python models/tiny/evaluate.py TEXT_FOLDER [MODEL_FOLDER]
 
-Perplexity is per token, over windows of 512 tokens that do not overlap; bits per byte divides the same loss by the UTF-8
-bytes of the text, so that it can be compared between tokenizers.
+Perplexity is per token, over windows of 512 tokens that do not overlap; bits per byte divides the same loss by the
+UTF-8 bytes of the text, so that it can be compared between tokenizers.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+UNFINISHED = ".unfinished-"  # between an adapter's folder name and the number of the process that trains it
+
 
 def store_folder() -> Path:
     """`adapters` beside the workflow caches of Olive, which sets OLIVE_CACHE_DIR to <cache_dir>/<workflow_id>."""
@@ -31,13 +35,22 @@ def find_or_make(store: Path, name: str, key: str, make: Callable[[Path], None])
     folder = store / f"{name}-{key[:16]}"
     if folder.exists():
         return folder, True
-    work = store / f"{name}-{key[:16]}.unfinished-{os.getpid()}"
-    for leftover in store.glob(f"{name}-{key[:16]}.unfinished-*"):
-        shutil.rmtree(leftover)
+    _clear_leftovers(store)
+    work = store / f"{folder.name}{UNFINISHED}{os.getpid()}"
     work.mkdir(parents=True)
     try:
         make(work)
+        if folder.exists():  # another process was faster with the same adapter
+            return folder, True
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder, False
+
+
+def _clear_leftovers(store: Path) -> None:
+    """Removes the work folders of processes that are no longer there."""
+    for leftover in store.glob(f"*{UNFINISHED}*"):
+        process = leftover.name.rsplit("-", 1)[-1]
+        if process == str(os.getpid()) or not psutil.pid_exists(int(process)):
+            shutil.rmtree(leftover)

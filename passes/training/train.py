@@ -19,7 +19,7 @@ from passes.base_model import load_base, load_tokenizer
 from passes.training.classifier import PooledClassifier
 from passes.training.progress import ProgressBar
 from passes.training.settings import AdapterSettings, training_arguments
-from runtime.errors import OlivalError, nearest
+from runtime.errors import OlivalError
 
 PARITY_SAMPLES = 16  # held-out rows on which an export proves that it computes the same
 
@@ -47,7 +47,7 @@ def train_adapter(
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
     A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
-    Raises OlivalError for target modules that the base does not have, and when loss or weights are no longer numbers.
+    Raises OlivalError when loss or weights are no longer numbers.
     """
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
@@ -55,7 +55,7 @@ def train_adapter(
     base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
     if settings.training_args.get("gradient_checkpointing"):
         base_model.enable_input_require_grads()
-    model: Any = get_peft_model(base_model, _lora_config(settings, base_model))
+    model: Any = get_peft_model(base_model, _lora_config(settings))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     peft_model = model
     if label_names is not None:
@@ -129,19 +129,7 @@ def tokenized_rows(
     return [{"input_ids": ids, "labels": labels} for ids, labels in examples]
 
 
-def _lora_config(settings: AdapterSettings, base_model: Any) -> LoraConfig:
-    linear = {n.rsplit(".", 1)[-1] for n, m in base_model.named_modules() if isinstance(m, torch.nn.Linear)} - {
-        "lm_head"
-    }
-    if settings.target_modules != "all-linear":
-        asked = [settings.target_modules] if isinstance(settings.target_modules, str) else settings.target_modules
-        wrong = [
-            f"target_modules: '{name}' is no linear layer of the base; {nearest(name, linear)}"
-            for name in asked
-            if name not in linear
-        ]
-        if wrong:
-            raise OlivalError("; ".join(wrong))
+def _lora_config(settings: AdapterSettings) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,

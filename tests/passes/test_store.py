@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from passes.training.adapter_pass import ATTRIBUTE
@@ -45,14 +46,16 @@ def test_the_same_key_is_made_once(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_cleared_and_never_taken(tmp_path: Path) -> None:
-    killed = tmp_path / f"spam-{'a' * 16}.unfinished-99999"
-    stranger = tmp_path / f"spam-{'b' * 16}.unfinished-99999"
-    for folder in (killed, stranger):
+    nobody = max(psutil.pids()) + 100_000  # no process has this number
+    killed = tmp_path / f"spam-{'a' * 16}.unfinished-{nobody}"
+    killed_too = tmp_path / f"intent-{'b' * 16}.unfinished-{nobody}"
+    alive = tmp_path / f"spam-{'a' * 16}.unfinished-{os.getppid()}"
+    for folder in (killed, killed_too, alive):
         folder.mkdir()
         (folder / "weights").write_text("half", encoding="utf-8")
     folder, reused = find_or_make(tmp_path, "spam", "a" * 64, write)
     assert not reused and (folder / "weights").read_text(encoding="utf-8") == "trained"
-    assert sorted(os.listdir(tmp_path)) == sorted([folder.name, stranger.name])
+    assert sorted(os.listdir(tmp_path)) == sorted([folder.name, alive.name])
 
 
 def test_a_failed_make_leaves_nothing(tmp_path: Path) -> None:

@@ -295,16 +295,6 @@ def test_windows_of_long_texts_are_rows(train: Train) -> None:
     assert record["rows"] == 8 and record["tokens_per_epoch"] > 8 * 2 * 16
 
 
-def test_unknown_target_modules_are_all_named(train: Train) -> None:
-    with pytest.raises(OlivalError) as error:
-        train(story_data(), target_modules=["q_prj", "v_proj", "mlp"])
-    valid = "Valid: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
-    assert str(error.value).split("; target_modules") == [
-        f"target_modules: 'q_prj' is no linear layer of the base; did you mean 'q_proj'? {valid}",
-        f": 'mlp' is no linear layer of the base; {valid}",
-    ]
-
-
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_diverged_training_is_an_error(train: Train, hidden: bool) -> None:
     """Also when the Trainer is told to hide a loss that is no number."""

@@ -91,6 +91,7 @@ def test_fingerprints_follow_contents(tiny_workflow: Workflow, tiny_qwen2_path: 
     assert all(third[name] != second[name] for name in second)
 
 
+LAYERS = "Valid: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 # name -> (a change of the tiny workflow in its folder, the lines that the check must then give)
 CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
     "unknown option": (
@@ -102,6 +103,13 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         [
             "passes.export.presicion: unknown option; did you mean 'precision'? "
             "Valid: name, parity_tolerance, precision, quantization, threads"
+        ],
+    ),
+    "unknown target modules": (
+        lambda w, _: step(w, "story", target_modules=["q_prj", "v_proj", "mlp"]),
+        [
+            f"passes.story.target_modules: 'q_prj' is no linear layer of the base; did you mean 'q_proj'? {LAYERS}",
+            f"passes.story.target_modules: 'mlp' is no linear layer of the base; {LAYERS}",
         ],
     ),
     "unknown pass": (
