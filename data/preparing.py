@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.examples import ClassificationData, GenerationData
 from data.loading import ROW_NUMBER, check_columns, check_values, describe_rows
-from data.splits import find_duplicates, split_indices
+from data.splits import split_indices
 from data.templates import fill, placeholders
 from runtime.errors import DataError, nearest
 
@@ -56,7 +56,6 @@ def select_part(
         train, validation = split_indices(len(dataset), validation_fraction, seed, labels)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    _warn_of_duplicates(dataset, train, validation, stratify_by, source)
     chosen = train if split_part == "train" else validation
     if ROW_NUMBER not in dataset.column_names:
         dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
@@ -227,23 +226,3 @@ def _check_count(option: str, value: Any, optional: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DataError(f"{option} must be a whole number of at least 1, but is {value!r}")
-
-
-def _warn_of_duplicates(
-    dataset: Dataset, train: list[int], validation: list[int], stratify_by: str | None, source: str
-) -> None:
-    columns = [column for column in dataset.column_names if column not in (stratify_by, ROW_NUMBER)]
-    if not columns:
-        return
-    keys = ["\n".join(map(str, row)) for row in zip(*(dataset[column] for column in columns), strict=True)]
-    pairs = find_duplicates([keys[row] for row in train], [keys[row] for row in validation])
-    if pairs:
-        first, second = train[pairs[0][0]] + 1, validation[pairs[0][1]] + 1
-        logger.warning(
-            "%s: %d of %d validation rows also stand in the train part (rows %d and %d, for one); scores look too good",
-            source,
-            len(pairs),
-            len(validation),
-            first,
-            second,
-        )

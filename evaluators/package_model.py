@@ -28,9 +28,9 @@ class PackageModel:
         """Class logits float32 (rows, classes) of token id lists."""
         return self.runtime.class_logits(rows, adapter, batch_size)
 
-    def stream(self, prompt: str, adapter: str | None, new_tokens: int) -> Iterator[int]:
+    def stream(self, prompt: list[int], adapter: str | None, new_tokens: int) -> Iterator[int]:
         """Greedy decoding; yields exactly `new_tokens` ids, end-of-text does not stop it.
 
         Not `runtime.stream`: a piece of text may take several tokens, and time per token would look too long.
         """
-        return self.runtime._tokens(prompt, adapter, new_tokens, stop_at_eos=False)
+        return self.runtime.tokens(prompt, adapter, new_tokens, stop_at_eos=False)

@@ -33,6 +33,8 @@ def quality_columns(
         measured = {name: classify_scores(model, subjects, adapter, data) for name, model in subjects.models().items()}
         file = subjects.folders[adapter] / "baselines.json"
         baselines = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if baselines.get("validation_data") != data.fingerprint:  # measured on other rows than these
+            baselines = {}
         measured |= {"base": baselines.get("frozen_head", {}), "tfidf": baselines.get("tfidf", {})}
     else:
         examples = encode_generation(subjects.torch.tokenizer, data)
@@ -71,7 +73,6 @@ def latency_rows(
     """
     tokenizer = subjects.torch.tokenizer
     ids = tokenizer(FILLER * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
-    prompt = tokenizer.decode(ids, skip_special_tokens=True)
     rows: list[dict[str, Any]] = []
     for adapter in [None, *subjects.tasks]:
         models = subjects.models().items()
@@ -79,7 +80,7 @@ def latency_rows(
             calls = {name: partial(model.class_logits, [ids], adapter) for name, model in models}
             timings = call_latencies(calls, repeats, warmup)
         else:
-            streams = {name: partial(model.stream, prompt, adapter, new_tokens) for name, model in models}
+            streams = {name: partial(model.stream, ids, adapter, new_tokens) for name, model in models}
             timings = generation_latencies(streams, repeats, warmup)
         for metric in timings["pytorch"]:
             column = {name: timings[name][metric] if name in timings else None for name in ("pytorch", "package")}

@@ -25,7 +25,7 @@ class Subjects:
     base: Path
     folders: dict[str, Path]
     tasks: dict[str, str]
-    model_folder: Path | None  # where evaluation.json goes: the package's folder, None before the export
+    model_folder: Path | None  # the package's folder, None before the export
 
     def models(self) -> dict[str, Any]:
         """{"pytorch": ..., "package": ...}, the latter only after the export."""
@@ -41,19 +41,24 @@ class Subjects:
         }
 
     def record(self, evaluation: dict[str, Any]) -> None:
-        """Writes evaluation.json and, adapter by adapter, the scores into the package's manifest."""
-        if self.model_folder is None:
-            return
+        """Writes evaluation.json for the run and, adapter by adapter, the scores into the package's manifest."""
         from runtime.manifest import read_manifest, write_manifest
 
         text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False)
-        (self.model_folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        evaluation_file().write_text(text + "\n", encoding="utf-8")
+        if self.model_folder is None:
+            return
         manifest = read_manifest(self.model_folder, verify=False)
         for name, info in manifest["adapters"].items():
             rows = [row for row in evaluation["quality"] if row["adapter"] == name]
             columns = ("base", "pytorch", "package")
             info["metrics"] = {row["metric"]: {column: row[column] for column in columns} for row in rows}
         write_manifest(self.model_folder, manifest)
+
+
+def evaluation_file() -> Path:
+    """Where an evaluation waits for the end of its run: in the workflow's own cache folder of Olive."""
+    return Path(os.environ.get("OLIVE_CACHE_DIR", "")) / "evaluation.json"
 
 
 def open_subjects(model: Any) -> Subjects:

@@ -63,12 +63,12 @@ class TorchModel:
                 result[indices] = (pooled_features(self.model, ids, mask).float() @ head.T).cpu().numpy()
         return result
 
-    def stream(self, prompt: str, adapter: str | None, new_tokens: int) -> Iterator[int]:
+    def stream(self, prompt: list[int], adapter: str | None, new_tokens: int) -> Iterator[int]:
         """Greedy decoding with a KV cache; yields exactly `new_tokens` ids, end-of-text does not stop it."""
         import torch
 
         with torch.no_grad(), self._active(adapter):
-            ids = torch.tensor([self.tokenizer(prompt)["input_ids"]], device=self.model.device)
+            ids = torch.tensor([prompt], device=self.model.device)
             cache = None
             for _ in range(new_tokens):
                 output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

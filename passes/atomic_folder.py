@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 
 OLD = "-old-"  # between a folder's name and eight random digits while its successor takes its place
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a run wrote this folder: a package, or a model of Olive's with its footprint."""
+    try:
+        manifest = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+        if isinstance(manifest.get("format_version"), int) and "slots" in manifest:
+            return True
+    except (OSError, ValueError, AttributeError):
+        pass  # no manifest of ours; what follows decides
+    return (folder / "footprint.json").is_file() and (folder / "model_config.json").is_file()
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -29,6 +42,8 @@ def replace_folder(new: Path, target: Path) -> None:
 def recover_folder(target: Path) -> None:
     """Ends what a killed `replace_folder` began: brings the older folder back if no newer one got its place."""
     for old in sorted(target.parent.glob(f"{target.name}{OLD}*")):
+        if not re.fullmatch("[0-9a-f]{8}", old.name.removeprefix(target.name + OLD)):
+            continue
         if target.exists():
             shutil.rmtree(old)
         else:

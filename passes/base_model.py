@@ -33,7 +33,7 @@ def local_folder(model_path: str) -> Path:
         hint = f" ({nearest(model_path, siblings)})" if siblings else ""
         raise OlivalError(
             f"'{model_path}' is neither a model folder here{hint} nor a repository that the Hugging Face hub gives "
-            f"out: {type(error).__name__}"
+            f"out: {type(error).__name__} (a gated model wants its license accepted on its page, and `hf auth login`)"
         ) from error
 
 

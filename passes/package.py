@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from passes.atomic_folder import replace_folder
+from passes.atomic_folder import is_result, replace_folder
 from passes.base_model import local_folder
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_precision
@@ -19,7 +19,7 @@ from passes.graph.head import add_class_head
 from passes.graph.slots import add_slots
 from runtime.adapters import install_adapter
 from runtime.errors import OlivalError, PackageError
-from runtime.manifest import FORMAT_VERSION, MANIFEST, base_fingerprint, file_entry, read_manifest, write_manifest
+from runtime.manifest import FORMAT_VERSION, base_fingerprint, file_entry, read_manifest, write_manifest
 
 _TOOLS = ("olive-ai", "onnx", "onnxruntime", "onnxruntime-genai", "peft", "torch", "transformers")
 
@@ -58,7 +58,7 @@ def write_package(
     base = local_folder(str(base_path))
     check_base(base)
     options = check_precision(precision, execution_provider, quantization)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
         raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
     new = folder.with_name(f"{folder.name}-new-{uuid.uuid4().hex[:8]}")
     new.mkdir(parents=True)

@@ -18,6 +18,11 @@ PASS_MODULES = {
 }
 
 
+def task_of(step: Any) -> str:
+    """What a training pass makes an adapter for."""
+    return "classification" if step.type.endswith("classificationhead") else "generation"
+
+
 def register() -> None:
     """Plugs the workspace into Olive; calling it again changes nothing."""
     importlib.import_module("data.olive_components")

@@ -6,20 +6,18 @@ changed. So the check writes the sha256 of both into each pass's `fingerprint` o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from passes.registration import PASS_MODULES
+from passes.atomic_folder import is_result
+from passes.data_check import check_data
+from passes.registration import PASS_MODULES, task_of
 from runtime.errors import ConfigError, OlivalError, nearest
 
 RESERVED_NAMES = ("base", "latency", "size_on_disk")  # the table's own rows and metrics
-
-RESULT_FILES = ("package.json", "footprint.json")  # of a package, and of any other model that a run of Olive ends with
 
 
 def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
@@ -43,10 +41,19 @@ def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
         base, base_fingerprint = _check_base(run_config, ours, problems)
         metric_problems = _check_metrics(run_config.engine, ours, base)
         evaluator = run_config.engine.evaluator if not metric_problems else None
-        _check_data(ours, evaluator, base_fingerprint, problems)
+        problems += check_data(ours, tasks_of(ours), evaluator, base, base_fingerprint)
         problems += metric_problems
-    problems += _check_output(Path(run_config.engine.output_dir))
+    keep = {"the current folder": Path.cwd(), "the cache_dir": cache_dir(run_config.engine)}
+    model_path = Path(str(run_config.input_model.config.get("model_path", "")))
+    if model_path.is_dir():
+        keep["the input model"] = model_path
+    problems += _check_output(Path(run_config.engine.output_dir), keep)
     return problems
+
+
+def cache_dir(engine: Any) -> Path:
+    """Olive's cache folder, of an engine configuration."""
+    return Path(engine.cache_dir if isinstance(engine.cache_dir, str | Path) else engine.cache_dir[0])
 
 
 def _target_provider(run_config: Any) -> str:
@@ -167,62 +174,10 @@ def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:
     return problems
 
 
-def _check_data(ours: list[tuple[str, Any]], evaluator: Any, base_fingerprint: str, problems: list[str]) -> None:
-    """Loads the data of passes and of the evaluator's metrics, each data config once."""
-    from data.examples import ClassificationData, load_data
-    from evaluators.workspace_evaluator import metric_adapter
-
-    loaded: dict[str, Any] = {}
-
-    def load(config: Any) -> tuple[str, Any]:
-        key = json.dumps(
-            config if isinstance(config, dict) else config.model_dump(mode="json"), sort_keys=True, default=str
-        )
-        data_name = config["name"] if isinstance(config, dict) else config.name
-        if key not in loaded:
-            try:
-                loaded[key] = load_data(config)
-            except OlivalError as error:
-                start = f"data config {data_name!r}: "
-                problems.extend(f"data_configs.{data_name}: {p.removeprefix(start)}" for p in _lines(error))
-                loaded[key] = None
-        return data_name, loaded[key]
-
-    def check_kind(where: str, task: str, data_name: str, data: Any) -> None:
-        kind = "classification" if isinstance(data, ClassificationData) else "generation"
-        if data is not None and kind != task:
-            problems.append(
-                f"{where}: '{data_name}' has pre_process_data_config.type '{kind}', but data for {task} are needed"
-            )
-
-    for name, step in ours:
-        digest = hashlib.sha256(base_fingerprint.encode())
-        for option, value in step.config.items():
-            if not option.endswith("data_config") or value is None:
-                continue
-            if isinstance(value, str):
-                problems.append(f"passes.{name}.{option}: there is no data config '{value}' in data_configs")
-                continue
-            data_name, data = load(value)
-            check_kind(f"passes.{name}.{option}", _task(step), data_name, data)
-            digest.update((data.fingerprint if data is not None else "").encode())
-        step.config["fingerprint"] = digest.hexdigest()
-    tasks = _tasks(ours)
-    metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
-    for metric in evaluator.metrics if evaluator is not None else []:
-        adapter = metric_adapter(metric, tasks, metric_options) or ""
-        if metric.type == "accuracy" and metric.data_config is not None and adapter in tasks:
-            check_kind(f"evaluator.metrics.{metric.name}.data_config", tasks[adapter], *load(metric.data_config))
-
-
-def _task(step: Any) -> str:
-    return "classification" if step.type.endswith("classificationhead") else "generation"
-
-
-def _tasks(ours: list[tuple[str, Any]]) -> dict[str, str]:
+def tasks_of(ours: list[tuple[str, Any]]) -> dict[str, str]:
     """{adapter name: task}; of two passes with one name the first counts."""
     named = [step for _, step in ours if isinstance(step.config.get("adapter_name"), str)]
-    return {step.config["adapter_name"]: _task(step) for step in reversed(named)}
+    return {step.config["adapter_name"]: task_of(step) for step in reversed(named)}
 
 
 def _check_metrics(engine: Any, ours: list[tuple[str, Any]], base: Path | None) -> list[str]:
@@ -233,19 +188,25 @@ def _check_metrics(engine: Any, ours: list[tuple[str, Any]], base: Path | None) 
 
     if evaluator.type != EVALUATOR_TYPE:
         return []
-    problems = check_metrics(evaluator, _tasks(ours))
+    problems = check_metrics(evaluator, tasks_of(ours))
     if engine.evaluate_input_model:
         problems.append("evaluate_input_model: must be false, every table shows the base beside its adapters")
     return problems
 
 
-def _check_output(output: Path) -> list[str]:
+def _check_output(output: Path, keep: dict[str, Path]) -> list[str]:
+    """`keep` names what must not be replaced: {"the cache_dir": path, ...}."""
+    for name, path in keep.items():
+        if path.resolve().is_relative_to(output):
+            return [
+                f"output_dir: {output} holds {name} ({path}), and a run replaces the whole folder; choose another one"
+            ]
     folder = output
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         return [f"output_dir: {output} cannot be made: {folder} is a file, not a folder"]
-    if folder == output and any(folder.iterdir()) and not any((folder / name).is_file() for name in RESULT_FILES):
+    if folder == output and any(folder.iterdir()) and not is_result(folder):
         return [
             f"output_dir: {output} holds files that no run wrote, and a run replaces the whole folder; choose another "
             f"one, such as {output / 'package'}"

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from passes.atomic_folder import recover_folder, replace_folder
-from passes.workflow_check import check_workflow
+from passes.workflow_check import cache_dir, check_workflow
 from runtime.errors import ConfigError, OlivalError
+from runtime.manifest import MANIFEST, read_manifest, write_manifest
 
 
 def run_workflow(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config: Any) -> Any:
@@ -47,15 +48,20 @@ def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config:
     recover_folder(output)
     if staging.exists():
         shutil.rmtree(staging)
-    _drop_broken_cache_files(Path(engine.cache_dir if isinstance(engine.cache_dir, str) else engine.cache_dir[0]))
+    cache = cache_dir(engine)
+    _drop_broken_cache_files(cache)
+    evaluation_file = cache / run_config.workflow_id / "evaluation.json"
+    evaluation_file.unlink(missing_ok=True)
     engine.output_dir = staging
     engine.clean_evaluation_cache = True  # Olive keeps evaluations by model, whatever the metrics or their data are
     try:
         result = run_engine(package_config, run_config)
         if run_config.passes and not result.has_output_model():
             raise OlivalError("the workflow made no model; the log above names the pass that failed")
-        evaluation = _evaluation(staging, output)  # a missed goal ends the run here: the former package stays
-        _finish(staging, output)
+        evaluation = _evaluation(evaluation_file, output)  # a missed goal ends the run here: the former package stays
+        if evaluation is not None:
+            shutil.copy(evaluation_file, staging / "evaluation.json")
+        _finish(staging, output, cache / run_config.workflow_id / "olive_config.json")
     finally:
         engine.output_dir = output
         shutil.rmtree(staging, ignore_errors=True)
@@ -66,9 +72,8 @@ def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config:
     return result
 
 
-def _evaluation(staging: Path, output: Path) -> dict[str, Any] | None:
+def _evaluation(file: Path, output: Path) -> dict[str, Any] | None:
     """What the evaluator measured, None without one; ConfigError when a goal is missed."""
-    file = staging / "evaluation.json"
     if not file.exists():
         return None
     from evaluators.report import missed_goals, print_report
@@ -80,8 +85,15 @@ def _evaluation(staging: Path, output: Path) -> dict[str, Any] | None:
     return evaluation
 
 
-def _finish(staging: Path, output: Path) -> None:
-    """Gives the staging folder its final name, also inside the files in which Olive wrote it."""
+def _finish(staging: Path, output: Path, resolved_workflow: Path) -> None:
+    """Gives the staging folder its final name, also inside the files in which Olive wrote it.
+
+    A package from the cache was exported under an earlier evaluator or goal: its manifest gets the present workflow.
+    """
+    if (staging / MANIFEST).exists():
+        manifest = read_manifest(staging, verify=False)
+        manifest["workflow"] = json.loads(resolved_workflow.read_text(encoding="utf-8"))
+        write_manifest(staging, manifest)
     for file in staging.glob("*.json"):
         text = file.read_text(encoding="utf-8")
         final = text.replace(json.dumps(str(staging))[1:-1], json.dumps(str(output))[1:-1])

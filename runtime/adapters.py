@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ def install_adapter(
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
     file = f"adapters/{name}.onnx_adapter"
+    if name in manifest["adapters"]:  # the older file stays until the manifest no longer names it
+        file = f"adapters/{name}-{secrets.token_hex(4)}.onnx_adapter"
     target = folder / file
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f"{name}.{os.getpid()}.tmp")
@@ -115,8 +118,11 @@ def add_adapter(
             f"package '{manifest['name']}' already has an adapter '{name}'; --replace puts the new one in its place"
         )
     entry = install_adapter(Path(package), manifest, name, source, settings)
+    former = manifest["adapters"].get(name)
     manifest["adapters"][name] = entry
     write_manifest(package, manifest)
+    if former is not None:
+        (Path(package) / former["file"]).unlink(missing_ok=True)
     return entry
 
 
@@ -148,7 +154,8 @@ def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) 
             problems.append("task is classification, but there is no head (score.weight, class_head.weight)")
         elif not labels or len(labels) != classes:
             problems.append(
-                f"labels must name the head's {classes} classes in order, but there are {len(labels or [])}"
+                f"labels must name the head's {classes} classes in order, but there are {len(labels or [])}; "
+                f"give them as --labels NAME,NAME"
             )
         elif len(set(labels)) != len(labels):
             problems.append(f"labels must differ, but are {labels}")
@@ -214,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             remove_adapter(options.package, options.name)
             print(f"removed {options.name}")
-    except OlivalError as error:
+    except (OlivalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

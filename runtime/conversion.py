@@ -54,7 +54,12 @@ def tensors_from_peft(
                 else ""
             )
             raise PackageError(f"{path}: there is no such file{hint if path == weights_path else ''}")
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PackageError(f"{config_path}: is no JSON: {error}") from error
+    if missing := [key for key in ("peft_type", "r", "lora_alpha") if key not in config]:
+        raise PackageError(f"{config_path}: is no LoRA configuration, it lacks {', '.join(missing)}")
     problems = [f"{config_path}: {p}" for p in _config_problems(config)]
     weights = _read_safetensors(weights_path)
     score = weights.pop(_SCORE, None)

@@ -18,7 +18,17 @@ _KEYS = ("adapters", "base", "files", "precision", "slots", "target")
 
 
 # beside its weights, what decides which function of a text a base is
-MEANING_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+MEANING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class MultiAdapterModel:
 
     def generate(self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any) -> str:
         """Text that follows a prompt, without special tokens; `options` as in `stream`."""
-        tokens = list(self._tokens(prompt, adapter, max_new_tokens, **options))
+        tokens = list(self.tokens(self.encode_prompt(prompt, adapter), adapter, max_new_tokens, **options))
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def stream(
@@ -117,7 +117,7 @@ class MultiAdapterModel:
             PackageError: unknown adapter, one for another task, a bad option, or a prompt that fills the context.
         """
         decoder = DecodeStream(skip_special_tokens=True)
-        for token in self._tokens(prompt, adapter, max_new_tokens, **options):
+        for token in self.tokens(self.encode_prompt(prompt, adapter), adapter, max_new_tokens, **options):
             piece = decoder.step(self.tokenizer, token)
             if piece:
                 yield piece
@@ -178,19 +178,19 @@ class MultiAdapterModel:
             return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
         return list(self.tokenizer.encode(fill(template, prompt)).ids)
 
-    def _tokens(
+    def tokens(
         self,
-        prompt: str,
-        adapter: str | None,
-        max_new_tokens: int,
+        ids: Sequence[int],
+        adapter: str | None = None,
+        max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 50,
         top_p: float = 1.0,
         seed: int | None = None,
         stop_at_eos: bool = True,
     ) -> Iterator[int]:
+        """Ids that follow the prompt's ids, which `encode_prompt` makes; arguments and errors as in `stream`."""
         check_sampling(max_new_tokens, temperature, top_k, top_p)
-        ids = self.encode_prompt(prompt, adapter)
         chosen = None
         if adapter is not None:
             entry = self._entry(adapter, "generation")

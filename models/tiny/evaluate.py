@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train import held_out_loss, read_pieces, windows_of
+from train import CONTEXT, held_out_loss, read_pieces, windows_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = ("Once upon a time", "I don't know what", "O velho olhou para", "Eu não sei se")
@@ -27,7 +27,9 @@ def main(texts: Path, folder: Path) -> None:
     print("| held-out text | bytes | perplexity per token | bits per byte |\n| --- | ---: | ---: | ---: |")
     total_nats, total_tokens, total_bytes = 0.0, 0, 0
     for name, pieces in held_out.items():
-        ids = np.array([i for row in tokenizer(pieces)["input_ids"] for i in row], dtype=np.int64)
+        ids = np.array([i for row in tokenizer(pieces)["input_ids"] for i in row] if pieces else [], dtype=np.int64)
+        if len(ids) <= CONTEXT:
+            continue  # the file is too small to have a whole window held out
         windows = torch.from_numpy(windows_of(ids, 0))
         nats = held_out_loss(model, windows) * windows[:, 1:].numel()
         # the last, incomplete window is not scored: its share of the bytes is left out too

@@ -38,6 +38,7 @@ def read_pieces(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]
     """Splits each file into pieces of whole lines and returns (training, held-out) pieces by file name."""
     training: dict[str, list[str]] = {}
     held_out: dict[str, list[str]] = {}
+    number = 0
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise SystemExit(f"{folder}: no .txt file found")
@@ -54,6 +55,10 @@ def read_pieces(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]
         pieces.append("\n".join(piece))
         training[file.name] = [p for i, p in enumerate(pieces) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
         held_out[file.name] = [p for i, p in enumerate(pieces) if i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
+        number += len(held_out[file.name])
+    if number == 0:
+        least = PIECE_CHARS * HELD_OUT_EVERY // 1000
+        raise SystemExit(f"{folder}: too little text to hold any out; one file must have at least {least} kB")
     return training, held_out
 
 

@@ -44,20 +44,34 @@ def run_adapter_pass(model: Any, config: Any, task: type[ClassificationData] | t
         from passes.training.train import train_adapter
 
         train_adapter(folder, base, settings, train_data, validation_data)
-        if isinstance(train_data, ClassificationData) and isinstance(validation_data, ClassificationData):
-            from passes.training.baselines import classification_baselines
-
-            baselines = classification_baselines(base, train_data, validation_data)
-            (folder / "baselines.json").write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
 
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
+    if isinstance(train_data, ClassificationData) and isinstance(validation_data, ClassificationData):
+        _add_baselines(folder, base, train_data, validation_data)
     output = copy.deepcopy(model)
     attributes = dict(output.model_attributes or {})
     attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), settings.adapter_name: str(folder.resolve())}
     output.model_attributes = attributes
     return output
+
+
+def _add_baselines(
+    folder: Path, base: Path, train_data: ClassificationData, validation_data: ClassificationData
+) -> None:
+    """Writes baselines.json beside a finished adapter, once; a run killed here loses no training."""
+    file = folder / "baselines.json"
+    if file.exists():
+        return
+    from passes.training.baselines import classification_baselines
+
+    print(f"baselines for {folder.name.rsplit('-', 1)[0]}: a head on the frozen base, TF-IDF", file=sys.stderr)
+    scores = classification_baselines(base, train_data, validation_data)
+    baselines = {**scores, "validation_data": validation_data.fingerprint}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
 
 
 def _load(data_config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:

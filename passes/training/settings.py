@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 TRAINING_VERSION = 1  # part of every cache key: raise it when the code trains differently
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # two names of transformers for one thing
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 # training_args is handed to transformers' TrainingArguments; these keys belong to the workspace
 OWN_ARGUMENTS = {
@@ -114,6 +115,7 @@ def training_arguments(settings: AdapterSettings, folder: Path, evaluate: bool) 
         "use_cpu": not torch.cuda.is_available(),
         "seed": settings.seed,
         **settings.training_args,
+        **dict.fromkeys(CHECKPOINTING, False),  # switched on at the base, see passes/training/train.py
         "output_dir": str(folder / "trainer"),
         "report_to": "none",
         "remove_unused_columns": False,

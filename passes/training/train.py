@@ -18,7 +18,7 @@ from data.tokenizing import encode_generation, encode_text, encode_windows, pad_
 from passes.base_model import load_base, load_tokenizer
 from passes.training.classifier import PooledClassifier
 from passes.training.progress import ProgressBar
-from passes.training.settings import AdapterSettings, training_arguments
+from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
 from runtime.errors import OlivalError
 
 PARITY_SAMPLES = 16  # held-out rows on which an export proves that it computes the same
@@ -53,7 +53,8 @@ def train_adapter(
     tokenizer = load_tokenizer(base)
     started = time.perf_counter()
     base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
-    if settings.training_args.get("gradient_checkpointing"):
+    if any(settings.training_args.get(name) for name in CHECKPOINTING):
+        base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
     model: Any = get_peft_model(base_model, _lora_config(settings))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None

@@ -110,7 +110,7 @@ def test_a_template_over_columns(spam: Path) -> None:
     assert data.template == "{subject}: {text}"
 
 
-def test_parts_are_disjoint_complete_stratified_and_limited(spam: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parts_are_disjoint_complete_stratified_and_limited(spam: Path) -> None:
     split = {"validation_fraction": 0.25, "seed": 3, "stratify_by": "label"}
     train = _classification(_config(spam, {"split_part": "train", **split}))
     validation = _classification(_config(spam, {"split_part": "validation", **split}))
@@ -120,15 +120,6 @@ def test_parts_are_disjoint_complete_stratified_and_limited(spam: Path, caplog: 
     limited = _classification(_config(spam, {"split_part": "train", "limit": 12, **split}))
     assert limited.texts == train.texts[:12]
     assert _classification(_config(spam, {"limit": 7})).texts == [f"text {number}" for number in range(7)]
-    assert "also stand" not in caplog.text
-
-
-def test_duplicates_across_the_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "twice.csv"
-    file.write_text("text,label\n" + "".join(f"Same {n % 4},{'ab'[n % 2]}\n" for n in range(40)))
-    with caplog.at_level(logging.WARNING, logger="data.preparing"):
-        load_data(_config(file, {"split_part": "train", "stratify_by": "label"}))
-    assert "twice.csv: 6 of 6 validation rows also stand in the train part" in caplog.text
 
 
 def test_missing_values_name_the_rows_of_the_file_even_in_a_part(spam: Path) -> None:

@@ -52,7 +52,8 @@ def test_streams_give_the_same_tokens_one_by_one(
     torch_model: TorchModel, package_model: PackageModel, adapter: str | None
 ) -> None:
     """Also where one character takes several tokens: the package's stream is of tokens, not of pieces of text."""
-    expected, measured = (list(model.stream("The kettle", adapter, 24)) for model in (torch_model, package_model))
+    ids = torch_model.tokenizer("The kettle")["input_ids"]
+    expected, measured = (list(model.stream(ids, adapter, 24)) for model in (torch_model, package_model))
     assert len(expected) == 24 and measured == expected
 
 

@@ -295,6 +295,13 @@ def test_windows_of_long_texts_are_rows(train: Train) -> None:
     assert record["rows"] == 8 and record["tokens_per_epoch"] > 8 * 2 * 16
 
 
+@pytest.mark.parametrize("data", [mood_data(), story_data()], ids=["classification", "generation"])
+def test_checkpointing_changes_memory_and_not_the_result(train: Train, data: Any) -> None:
+    plain = train(data, steps=3, training={})
+    saving = train(data, steps=3, training={"gradient_checkpointing": True})
+    torch.testing.assert_close(saving.logits, plain.logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_diverged_training_is_an_error(train: Train, hidden: bool) -> None:
     """Also when the Trainer is told to hide a loss that is no number."""

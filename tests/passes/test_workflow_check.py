@@ -216,10 +216,17 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         ["output_dir: {folder}/file/a/b cannot be made: {folder}/file is a file, not a folder"],
     ),
     "output_dir holds other things": (
+        lambda w, f: w.update(output_dir=str(touched(made(f / "photos") / "package.json").parent)),
+        [
+            "output_dir: {folder}/photos holds files that no run wrote, and a run replaces the whole folder; choose "
+            "another one, such as {folder}/photos/package"
+        ],
+    ),
+    "output_dir holds the cache": (
         lambda w, f: w.update(output_dir=str(f)),
         [
-            "output_dir: {folder} holds files that no run wrote, and a run replaces the whole folder; choose another "
-            "one, such as {folder}/package"
+            "output_dir: {folder} holds the cache_dir ({folder}/cache), and a run replaces the whole folder; choose "
+            "another one"
         ],
     ),
     "head size 8": (
@@ -234,7 +241,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         [
             "input_model.model_path: '{folder}/models/tinny' is neither a model folder here (did you mean "
             "'{folder}/models/tiny'? Valid: {folder}/models/tiny) nor a repository that the Hugging Face hub gives "
-            "out: HFValidationError"
+            "out: HFValidationError (a gated model wants its license accepted on its page, and `hf auth login`)"
         ],
     ),
     "an input that is no HfModel": (
@@ -374,3 +381,11 @@ def test_all_mistakes_come_at_once(tiny_workflow: Workflow, tmp_path: Path) -> N
         "evaluator.metrics.stroy",
         "output_dir",
     ]
+
+
+def test_rows_in_both_parts_are_warned_of_once(tiny_workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+    step(tiny_workflow, "mood", validation_data_config="mood_train")
+    with caplog.at_level("WARNING", logger="passes.data_check"):
+        assert problems(tiny_workflow) == []
+    (line,) = [m for m in caplog.messages if m.startswith("passes.mood.")]
+    assert "16 of 16 rows also stand in the training data (training row 1 and validation row 1" in line

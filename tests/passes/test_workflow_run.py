@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.passes.conftest import REPOSITORY, adapter_step, data_config, mood_data, workflow, write_mood_csv
@@ -94,7 +94,8 @@ class Olive:
             time.sleep(random.uniform(0, at_most_s))
             assert process.poll() is None, f"the run ended before it was killed:\n{self.stderr()}"
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
             process.wait()
         self.errors.append(self.stderr())
 

@@ -167,6 +167,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="is a pickle, which is never loaded"):
         tensors_from_peft(tmp_path, SLOTS, 8)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not a safetensors file")
+    with pytest.raises(PackageError, match="is no LoRA configuration, it lacks peft_type, r, lora_alpha"):
+        tensors_from_peft(tmp_path, SLOTS, 8)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     with pytest.raises(PackageError, match="is no safetensors file"):
         tensors_from_peft(tmp_path, SLOTS, 8)
 

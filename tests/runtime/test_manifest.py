@@ -149,7 +149,10 @@ def test_link_that_leaves_the_package(package: Path) -> None:
     outside = package.parent / "outside.json"
     shutil.copyfile(package / "tokenizer.json", outside)
     (package / "tokenizer.json").unlink()
-    (package / "tokenizer.json").symlink_to(outside)
+    try:
+        (package / "tokenizer.json").symlink_to(outside)
+    except OSError as error:
+        pytest.skip(f"this account cannot make symbolic links: {error}")
     with pytest.raises(PackageError, match=r"tokenizer\.json: is a link that leaves the package"):
         read_manifest(package)
 
@@ -184,9 +187,8 @@ def test_command_line_adds_lists_and_removes(
     assert model.generate("The", "poem", 12) != first
     assert main(["remove", str(package), "sort"]) == 0
     model.reload()
-    assert sorted(p.name for p in (package / "adapters").iterdir()) == [
-        f"{n}.onnx_adapter" for n in ("mood", "poem", "story")
-    ]
+    files = {p.relative_to(package).as_posix() for p in (package / "adapters").iterdir()}
+    assert files == {entry["file"] for entry in model.adapters.values()} and len(files) == 3
     assert list(model.adapters) == ["mood", "story", "poem"]
 
 

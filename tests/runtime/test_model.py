@@ -181,9 +181,9 @@ def test_onnxruntime_genai_alone_gives_the_logits_of_peft(package: Package) -> N
 def test_sampling_is_seeded_and_length_is_kept(model: MultiAdapterModel) -> None:
     first, again, other = (model.generate("The", "story", 16, temperature=1.2, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
-    assert len(list(model._tokens("The", None, 40, stop_at_eos=False))) == 40
-    prompt = len(model.encode_prompt("The"))
-    assert len(list(model._tokens("The", None, 1000, stop_at_eos=False))) == 128 - prompt
+    prompt = model.encode_prompt("The")
+    assert len(list(model.tokens(prompt, None, 40, stop_at_eos=False))) == 40
+    assert len(list(model.tokens(prompt, None, 1000, stop_at_eos=False))) == 128 - len(prompt)
 
 
 @pytest.mark.parametrize(

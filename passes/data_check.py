@@ -1,0 +1,139 @@
+"""Loads the data of a workflow before anything runs and says what is wrong with them for the passes that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from data.examples import ClassificationData, GenerationData, load_data
+from data.splits import find_duplicates
+from evaluators.workspace_evaluator import metric_adapter
+from passes.registration import task_of
+from runtime.errors import ConfigError, OlivalError
+from runtime.prompts import check_template
+
+logger = logging.getLogger(__name__)
+Data = ClassificationData | GenerationData
+
+
+def check_data(
+    ours: list[tuple[str, Any]], tasks: dict[str, str], evaluator: Any, base: Path | None, base_fingerprint: str
+) -> list[str]:
+    """Problems of the data that passes and metrics name; each data config is loaded once.
+
+    Args:
+        ours: (name, Olive's pass configuration) of this workspace's passes; their `fingerprint` option is filled in
+            with the sha256 of base and data, so that Olive's cache knows when one of them has changed.
+        tasks: {adapter name: "classification" | "generation"}.
+        evaluator: the workflow's evaluator, or None.
+        base: the base's folder, or None when there is none to look at.
+        base_fingerprint: see runtime.manifest.
+    """
+    loader = _Loader()
+    exported = any(step.type.endswith("export") for _, step in ours)
+    context = _context_length(base)
+    training_data: dict[str, Data] = {}
+    for name, step in ours:
+        digest = hashlib.sha256(base_fingerprint.encode())
+        found: dict[str, Data] = {}
+        for option, config in step.config.items():
+            if not option.endswith("data_config") or config is None:
+                continue
+            if isinstance(config, str):
+                loader.problems.append(f"passes.{name}.{option}: there is no data config '{config}' in data_configs")
+                continue
+            data = loader.load(f"passes.{name}.{option}", config, task_of(step))
+            if data is not None:
+                found[option] = data
+                digest.update(data.fingerprint.encode())
+        step.config["fingerprint"] = digest.hexdigest()
+        train, validation = found.get("train_data_config"), found.get("validation_data_config")
+        if train is not None:
+            training_data.setdefault(step.config.get("adapter_name"), train)
+            where = f"passes.{name}.train_data_config"
+            if exported:
+                loader.problems += [f"{where}: {p}, for the package to fill it" for p in check_template(train.template)]
+            if context and train.max_length > context:
+                loader.problems.append(
+                    f"{where}: max_length is {train.max_length}, but the base's context is {context}"
+                )
+        loader.problems += _pair_problems(f"passes.{name}.validation_data_config", train, validation)
+    metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
+    for metric in evaluator.metrics if evaluator is not None else []:
+        adapter = metric_adapter(metric, tasks, metric_options) or ""
+        if metric.type == "accuracy" and metric.data_config is not None and adapter in tasks:
+            where = f"evaluator.metrics.{metric.name}.data_config"
+            data = loader.load(where, metric.data_config, tasks[adapter])
+            loader.problems += _label_problems(where, training_data.get(adapter), data)
+    return list(dict.fromkeys(loader.problems))
+
+
+class _Loader:
+    """Loads each data config once and collects what goes wrong."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.loaded: dict[str, Data | None] = {}
+
+    def load(self, where: str, config: Any, task: str) -> Data | None:
+        """The data, or None after noting the problem that they cannot be had or are for another task."""
+        content = config if isinstance(config, dict) else config.model_dump(mode="json")
+        key, name = json.dumps(content, sort_keys=True, default=str), content["name"]
+        if key not in self.loaded:
+            self.loaded[key] = None
+            try:
+                self.loaded[key] = load_data(config)
+            except OlivalError as error:
+                lines = error.problems if isinstance(error, ConfigError) else [str(error)]
+                self.problems += [f"data_configs.{name}: {p.removeprefix(f'data config {name!r}: ')}" for p in lines]
+        data = self.loaded[key]
+        kind = "classification" if isinstance(data, ClassificationData) else "generation"
+        if data is not None and kind != task:
+            self.problems.append(
+                f"{where}: '{name}' has pre_process_data_config.type '{kind}', but data for {task} are needed"
+            )
+            return None
+        return data
+
+
+def _pair_problems(where: str, train: Data | None, validation: Data | None) -> list[str]:
+    """Labels that only the validation rows have; rows that stand in both are warned of."""
+    if train is None or validation is None:
+        return []
+    texts = [d.texts if isinstance(d, ClassificationData) else _joined(d) for d in (train, validation)]
+    if pairs := find_duplicates(*texts):
+        first, second = pairs[0]
+        logger.warning(
+            "%s: %d of %d rows also stand in the training data (training row %d and validation row %d, for one); "
+            "scores look too good",
+            where,
+            len(pairs),
+            len(texts[1]),
+            first + 1,
+            second + 1,
+        )
+    return _label_problems(where, train, validation)
+
+
+def _joined(data: GenerationData) -> list[str]:
+    return [f"{prompt}\n{response}" for prompt, response in zip(data.prompts, data.responses, strict=True)]
+
+
+def _label_problems(where: str, train: Data | None, data: Data | None) -> list[str]:
+    if isinstance(train, ClassificationData) and isinstance(data, ClassificationData):
+        try:
+            data.label_ids(train.label_names)
+        except OlivalError as error:
+            return [f"{where}: {error}"]
+    return []
+
+
+def _context_length(base: Path | None) -> int | None:
+    if base is None:
+        return None
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
