@@ -19,7 +19,11 @@ class ClassificationHead(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
-        return adapter_options()
+        baselines = "Measure a head on the frozen base and TF-IDF on the validation rows."
+        return {
+            **adapter_options(),
+            "baselines": PassConfigParam(type_=bool, default_value=True, description=baselines),
+        }
 
     @classmethod
     def problems(cls, config: Any, provider: str) -> list[str]:
@@ -29,4 +33,4 @@ class ClassificationHead(Pass):
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> HfModelHandler:
-        return run_adapter_pass(model, config, ClassificationData)
+        return run_adapter_pass(model, config, ClassificationData, config.baselines)

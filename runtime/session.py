@@ -61,6 +61,10 @@ class GraphSession:
             self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
         except Exception as error:  # onnxruntime has a kind of its own for each cause
             raise PackageError(f"{folder / 'model.onnx'}: onnxruntime cannot load it: {error}") from error
+        if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU without a word
+            raise PackageError(
+                f"{provider} did not start on this machine (see onnxruntime's message above); is CUDA there?"
+            )
         self._inputs = self._session.get_inputs()
         self._device = "cuda" if execution_provider == "cuda" else "cpu"
 

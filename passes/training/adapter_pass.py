@@ -20,7 +20,9 @@ ATTRIBUTE = "workspace_adapters"  # model attribute: {adapter name: folder in th
 BASE_ATTRIBUTE = "workspace_base"  # model attribute of a package: the base folder that its adapters were trained on
 
 
-def run_adapter_pass(model: Any, config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:
+def run_adapter_pass(
+    model: Any, config: Any, task: type[ClassificationData] | type[GenerationData], baselines: bool = False
+) -> Any:
     """Returns a copy of Olive's HfModel handler that carries one more adapter; trains it unless the store has it.
 
     Raises DataError when the data are of another kind than `task`, and OlivalError when training fails.
@@ -48,7 +50,7 @@ def run_adapter_pass(model: Any, config: Any, task: type[ClassificationData] | t
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
-    if isinstance(train_data, ClassificationData) and isinstance(validation_data, ClassificationData):
+    if baselines and validation_data is not None:
         _add_baselines(folder, base, train_data, validation_data)
     output = copy.deepcopy(model)
     attributes = dict(output.model_attributes or {})
