@@ -45,6 +45,7 @@ class Subjects:
         from runtime.manifest import read_manifest, write_manifest
 
         text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False)
+        evaluation_file().parent.mkdir(parents=True, exist_ok=True)
         evaluation_file().write_text(text + "\n", encoding="utf-8")
         if self.model_folder is None:
             return

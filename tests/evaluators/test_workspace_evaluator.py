@@ -13,6 +13,7 @@ import pytest
 from data.examples import GenerationData, load_data
 from data.tokenizing import encode_generation
 from evaluators.perplexity import perplexity
+from evaluators.subjects import evaluation_file
 from evaluators.torch_model import TorchModel
 from evaluators.workspace_evaluator import WorkspaceEvaluator
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
@@ -105,7 +106,7 @@ def test_on_the_package(
     relative = {"ttft-p50": {"type": "max-degradation", "value": 5.0}}
     result = WorkspaceEvaluator(metric_options=OPTIONS, relative_goals=relative).evaluate(handler, metrics)
     values = {name: sub.value for name, sub in result.root.items()}
-    record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    record = json.loads(evaluation_file().read_text(encoding="utf-8"))
     quality = {(row["adapter"], row["metric"]): row for row in record["quality"]}
     assert values["mood-accuracy_score"] == quality["mood", "accuracy"]["package"]
     assert values["mood-f1_score"] == quality["mood", "f1_weighted"]["package"]

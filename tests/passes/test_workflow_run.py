@@ -94,8 +94,9 @@ class Olive:
             time.sleep(random.uniform(0, at_most_s))
             assert process.poll() is None, f"the run ended before it was killed:\n{self.stderr()}"
         finally:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
+            if process.poll() is None:
+                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    child.kill()
             process.wait()
         self.errors.append(self.stderr())
 
@@ -130,7 +131,7 @@ class Finished:
     def __init__(self, olive: Olive) -> None:
         self.olive = olive
         olive.out.mkdir()
-        (olive.out / "package.json").write_text("an earlier package", encoding="utf-8")
+        (olive.out / "package.json").write_text('{"format_version": 1, "slots": {}}', encoding="utf-8")
         (olive.out / "model.onnx").write_bytes(bytes(1000))
         self.earlier = hashes(olive.out)
         self.after_kill: list[dict[str, str]] = []
