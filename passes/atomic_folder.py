@@ -14,13 +14,17 @@ OLD = "-old-"  # between a folder's name and eight random digits while its succe
 
 def is_result(folder: Path) -> bool:
     """Whether a run wrote this folder: a package, or a model of Olive's with its footprint."""
+    olives = (folder / "footprint.json").is_file() and (folder / "model_config.json").is_file()
+    return olives or _is_manifest(folder / "package.json")
+
+
+def _is_manifest(file: Path) -> bool:
+    """Other tools write a package.json too; ours says its format version and its slots."""
     try:
-        manifest = json.loads((folder / "package.json").read_text(encoding="utf-8"))
-        if isinstance(manifest.get("format_version"), int) and "slots" in manifest:
-            return True
-    except (OSError, ValueError, AttributeError):
-        pass  # no manifest of ours; what follows decides
-    return (folder / "footprint.json").is_file() and (folder / "model_config.json").is_file()
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and isinstance(manifest.get("format_version"), int) and "slots" in manifest
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -30,7 +30,6 @@ def build_base(
     execution_provider: str,
     quantization: dict[str, Any] | None = None,
     threads: int | None = None,
-    work_folder: Path | None = None,
 ) -> None:
     """Writes model.onnx, model.onnx.data, genai_config.json and the tokenizer's files; no adapter is involved.
 
@@ -40,7 +39,6 @@ def build_base(
         precision, execution_provider: see `passes.graph.checks.PRECISIONS`.
         quantization: see `passes.graph.checks.QUANTIZATION_DEFAULTS`; for int4 and int8 only.
         threads: compute threads of generation on the target; None takes the CPUs that this process may use.
-        work_folder: for temporary files, removed afterwards; None takes a folder inside `out_folder`.
 
     Raises:
         ConfigError: the base or an option is unfit (see `check_base`, `check_precision`).
@@ -50,7 +48,7 @@ def build_base(
     check_base(folder)
     options = check_precision(precision, execution_provider, quantization)
     check_blocks(folder, precision, options)
-    work = (work_folder or out_folder) / "builder-work"
+    work = out_folder / "builder-work"
     work.mkdir(parents=True, exist_ok=True)
     out_folder.mkdir(parents=True, exist_ok=True)
     try:
