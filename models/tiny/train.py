@@ -177,8 +177,8 @@ def train(args: argparse.Namespace) -> None:
         muon.load_state_dict(saved["muon"])
         adamw.load_state_dict(saved["adamw"])
         state = saved["state"]
-        if state["step"] <= state["decay_from"]:  # still in the constant phase: the new --steps holds
-            state["decay_from"] = args.steps
+        if state["step"] <= max(state["decay_from"], args.steps):  # still in the constant phase, or asked for a new one
+            state.update(decay_from=args.steps, since_best=0)
 
     def save() -> None:
         parts = {"model": model, "average": average, "muon": muon, "adamw": adamw}
