@@ -15,7 +15,7 @@ from typing import Any
 from runtime.adapter_file import HEAD, base_version, stored_base_version, write_adapter
 from runtime.conversion import tensors_from_olive_adapter, tensors_from_peft
 from runtime.errors import OlivalError, PackageError, nearest
-from runtime.manifest import adapter_entry, file_entry, read_manifest, write_manifest
+from runtime.manifest import Known, adapter_entry, file_entry, read_manifest, write_manifest
 from runtime.prompts import check_template
 
 SETTINGS: dict[str, Any] = {
@@ -105,14 +105,21 @@ def install_adapter(
 
 
 def add_adapter(
-    package: Path, name: str, source: Path, settings: Mapping[str, Any], replace: bool = False
+    package: Path,
+    name: str,
+    source: Path,
+    settings: Mapping[str, Any],
+    replace: bool = False,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Adds an adapter to a package: its file first, the manifest last, so that a reader never finds half of it.
+
+    `known` as in `read_manifest`: files of the package that need no second reading.
 
     Raises:
         PackageError: the package is damaged, the name is taken (and `replace` is false), or the adapter does not fit.
     """
-    manifest = read_manifest(package)
+    manifest = read_manifest(package, known=known)
     if name in manifest["adapters"] and not replace:
         raise PackageError(
             f"package '{manifest['name']}' already has an adapter '{name}'; --replace puts the new one in its place"

@@ -1,35 +1,34 @@
-"""Generates text from a package through onnxruntime-genai, with or without an adapter."""
+"""Generates tokens from a package through onnxruntime-genai, for one row or a batch, each with its own adapter."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import PackageError
+from runtime.loaded_adapters import LoadedAdapters
+from runtime.options import GenerationOptions
 from runtime.session import check_provider
+from runtime.stacking import AdapterFile
 
-
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Raises PackageError naming every sampling option that is out of range."""
-    problems = []
-    if max_new_tokens < 1:
-        problems.append(f"max_new_tokens is {max_new_tokens}, but must be at least 1")
-    if temperature < 0:
-        problems.append(f"temperature is {temperature}, but must be at least 0 (0 takes the likeliest token)")
-    if top_k < 0:
-        problems.append(f"top_k is {top_k}, but must be at least 0 (0 does not limit)")
-    if not 0 < top_p <= 1:
-        problems.append(f"top_p is {top_p}, but must be above 0 and at most 1")
-    if problems:
-        raise PackageError("; ".join(problems))
+# onnxruntime-genai masks what equals its pad_token_id. No prompt holds -1, while every id of the vocabulary may stand
+# in one (a chat has ends of sequences in the middle); the embedding's Gather reads -1 as its last row, masked anyway.
+_PADDING = -1
 
 
 class TextGenerator:
-    """An onnxruntime-genai model with the adapters that were used so far."""
+    """An onnxruntime-genai model with the adapters that were used so far.
 
-    def __init__(self, folder: Path, execution_provider: str, context_length: int) -> None:
+    Several threads may use it: each run has a generator of its own. onnxruntime-genai holds Python's lock while it
+    computes, so runs take turns token by token; rows that shall be computed together go into one run.
+    """
+
+    def __init__(self, folder: Path, execution_provider: str) -> None:
         try:
             import onnxruntime_genai
         except ImportError as error:
@@ -40,90 +39,121 @@ class TextGenerator:
         self._og = onnxruntime_genai
         check_provider(execution_provider)
         config = onnxruntime_genai.Config(str(folder))
+        config.overlay(json.dumps({"model": {"pad_token_id": _PADDING}}))
         config.clear_providers()
         if execution_provider != "cpu":
             config.append_provider(execution_provider)
         self._model = onnxruntime_genai.Model(config)
-        self._adapters = onnxruntime_genai.Adapters(self._model)
-        self._loaded: dict[str, str] = {}  # name -> onnxruntime-genai's name of the file that was loaded
-        self._stale: list[str] = []  # replaced or removed, to be unloaded once no stream uses them
-        self._context_length = context_length
+        self.loaded = LoadedAdapters(onnxruntime_genai.Adapters(self._model))
+        sizes = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        self.context_length, self._vocabulary = int(sizes["context_length"]), int(sizes["vocab_size"])
         self._chat_tokenizer: Any = None
+        self._guides: bool | None = None  # whether this onnxruntime-genai can constrain, once it was asked
+        self._lock = threading.Lock()
 
-    def chat(self, prompt: str) -> str:
-        """The prompt as a user's message in the tokenizer's chat template, ready for the assistant's answer."""
-        if self._chat_tokenizer is None:
-            self._chat_tokenizer = self._og.Tokenizer(self._model)
-        message = json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
-        try:
-            return str(self._chat_tokenizer.apply_chat_template(message, add_generation_prompt=True))
-        except Exception as error:  # the binding raises RuntimeError with the template engine's own words
-            raise PackageError(f"the tokenizer's chat template cannot be applied: {error}") from error
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Messages (role, content) in the tokenizer's chat template, ready for the assistant's answer."""
+        with self._lock:
+            if self._chat_tokenizer is None:
+                self._chat_tokenizer = self._og.Tokenizer(self._model)
+            text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+            try:
+                return str(self._chat_tokenizer.apply_chat_template(text, add_generation_prompt=True))
+            except Exception as error:  # the binding raises RuntimeError with the template engine's own words
+                raise PackageError(f"the tokenizer's chat template cannot be applied: {error}") from error
 
-    def tokens(
-        self,
-        ids: Sequence[int],
-        adapter: tuple[str, Path, str] | None,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        seed: int | None,
-        stop_at_eos: bool,
-    ) -> Iterator[int]:
-        """New token ids, one by one, the end-of-sequence token included.
+    def runs(self, lengths: Sequence[int], options: GenerationOptions, batch_size: int) -> list[list[int]]:
+        """Divides rows, by the lengths of their prompts, into runs in which each is computed as if it were alone.
+
+        Rows of like length go together. One run has one end, so a prompt too near to the context's end to get
+        max_new_tokens only goes with others of its length. Rows run alone under a constraint, which cannot go on in
+        onnxruntime-genai once one row has ended, and with a repetition penalty, which would count the padding.
+        """
+        if options.guide or options.repetition_penalty != 1:
+            batch_size = 1
+        runs: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            fits = lengths[row] + options.max_new_tokens <= self.context_length
+            if runs and len(runs[-1]) < batch_size and (fits or lengths[row] == lengths[runs[-1][0]]):
+                runs[-1].append(row)
+            else:
+                runs.append([row])
+        return runs
+
+    def steps(
+        self, rows: Sequence[tuple[Sequence[int], AdapterFile | None]], options: GenerationOptions
+    ) -> Generator[list[int], None, None]:
+        """One run: at each step the next id of each row, its end-of-sequence token included, and -1 behind that.
 
         Args:
-            ids: the prompt.
-            adapter: name, file and sha256, or None for the base.
-            temperature: 0 takes the likeliest token.
-            stop_at_eos: False never chooses the end of the sequence before `max_new_tokens` or the end of the context.
+            rows: a prompt's ids (1 to context_length - 1 of them) and an adapter or None; see `runs`.
+            options: the same for all rows; sampling draws from one stream of random numbers.
 
         Raises:
-            PackageError: the prompt is empty or fills the model's context.
+            PackageError: the constraint is unusable, or cannot be followed.
         """
-        if not 0 < len(ids) < self._context_length:
-            raise PackageError(f"the prompt has {len(ids)} tokens, but must have 1 to {self._context_length - 1}")
-        length = min(len(ids) + max_new_tokens, self._context_length)
-        options: dict[str, Any] = {"max_length": length, "do_sample": temperature > 0}
-        if temperature > 0:
-            options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        if seed is not None:
-            options["random_seed"] = seed
-        if not stop_at_eos:
-            options["min_length"] = length
+        longest = max(len(ids) for ids, _ in rows)
+        ids = np.full((len(rows), longest), _PADDING, np.int32)
+        for target, (row, _) in zip(ids, rows, strict=True):
+            target[: len(row)] = row
+        params = self._parameters(len(rows), longest, options)
+        with self.loaded.using([file for _, file in rows]) as adapter:
+            generator = self._start(params, options)
+            try:
+                if adapter is not None:
+                    generator.set_active_adapter(self.loaded.adapters, adapter)
+                generator.append_tokens(ids)
+                while not generator.is_done():
+                    generator.generate_next_token()
+                    yield [int(token) for token in generator.get_next_tokens()]
+            except RuntimeError as error:
+                if options.guide is None:
+                    raise
+                raise PackageError(f"{options.guide[0]} cannot be followed any further: {_first(error)}") from error
+            finally:
+                del generator  # before its adapter may be unloaded
+
+    def _parameters(self, rows: int, longest: int, options: GenerationOptions) -> Any:
+        length = min(longest + options.max_new_tokens, self.context_length)
+        search: dict[str, Any] = {"max_length": length, "batch_size": rows, "do_sample": options.temperature > 0}
+        search["min_length"] = min(longest + options.min_new_tokens, length) if options.stop_at_eos else length
+        search["repetition_penalty"] = float(options.repetition_penalty)
+        if options.temperature > 0:  # a top_k beyond the vocabulary ends the process in onnxruntime-genai
+            top_k = min(options.top_k, self._vocabulary)
+            search |= {"temperature": float(options.temperature), "top_k": top_k, "top_p": float(options.top_p)}
+        if options.seed is not None:
+            search["random_seed"] = options.seed
         params = self._og.GeneratorParams(self._model)
-        params.set_search_options(**options)
-        generator = self._og.Generator(self._model, params)
-        if adapter is not None:
-            generator.set_active_adapter(self._adapters, self._load(*adapter))
-        generator.append_tokens(list(ids))
-        while not generator.is_done():
-            generator.generate_next_token()
-            yield int(generator.get_next_tokens()[0])
+        params.set_search_options(**search)
+        return params
 
-    def _load(self, name: str, path: Path, sha256: str) -> str:
-        """Loads an adapter at its first use, and again when its file was replaced. Returns onnxruntime-genai's name."""
-        key = f"{name}-{sha256[:12]}"
-        if self._loaded.get(name) != key:
-            if name in self._loaded:
-                self._stale.append(self._loaded.pop(name))
-            if key in self._stale:  # it comes back before it was unloaded
-                self._stale.remove(key)
-            else:
-                self._adapters.load(str(path), key)
-            self._loaded[name] = key
-        self._stale = [old for old in self._stale if not self._unload(old)]
-        return key
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Unloads every other adapter; one that a running stream uses goes at the next occasion."""
-        self._stale += [self._loaded.pop(name) for name in list(self._loaded) if name not in names]
-        self._stale = [old for old in self._stale if not self._unload(old)]
-
-    def _unload(self, key: str) -> bool:
+    def _start(self, params: Any, options: GenerationOptions) -> Any:
+        if options.guide is None:
+            return self._og.Generator(self._model, params)
+        if not self._can_guide():
+            raise PackageError(
+                f"{options.guide[0]} needs an onnxruntime-genai that was built with guidance; this one was not"
+            )
+        params.set_guidance(*options.guide[1:])
         try:
-            self._adapters.unload(key)
-        except RuntimeError:  # in use
-            return False
-        return True
+            return self._og.Generator(self._model, params)
+        except RuntimeError as error:
+            raise PackageError(f"{options.guide[0]} cannot be used: {_first(error)}") from error
+
+    def _can_guide(self) -> bool:
+        """Asks for a constraint that does not exist: without guidance onnxruntime-genai ignores it without an error."""
+        if self._guides is None:
+            params = self._og.GeneratorParams(self._model)
+            params.set_search_options(max_length=1)
+            params.set_guidance("no such kind", "x")
+            try:
+                self._og.Generator(self._model, params)
+                self._guides = False
+            except RuntimeError:
+                self._guides = True
+        return self._guides
+
+
+def _first(error: Exception) -> str:
+    """onnxruntime-genai's message without the state and the stack that follow it."""
+    return str(error).split("\n<")[0].strip()

@@ -31,12 +31,18 @@ MEANING_FILES = (
 )
 
 
-def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
+# path -> (size in bytes, time of the last change in ns, sha256) of a file that was compared with its manifest
+Known = dict[str, tuple[int, int, str]]
+
+
+def read_manifest(folder: Path, verify: bool = True, known: Known | None = None) -> dict[str, Any]:
     """Reads package.json.
 
     Args:
         folder: the package.
         verify: compare every file with its sha256, and every adapter with the base and its slots.
+        known: files that an earlier call compared; they are read again only if they changed since. Is brought up to
+            date.
 
     Raises:
         PackageError: one error with everything found, each line naming a file: no manifest, unknown format version, a
@@ -60,7 +66,8 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     try:
         problems = _path_problems(manifest)
         if verify and not problems:
-            problems = [*_file_problems(folder, manifest), *_adapter_problems(folder, manifest)]
+            known = {} if known is None else known
+            problems = [*_file_problems(folder, manifest, known), *_adapter_problems(folder, manifest, known)]
     except (AttributeError, KeyError, TypeError) as error:  # an entry that is not there, or of another kind
         raise PackageError(f"{path}: an entry is malformed: {error!r}") from error
     if problems:
@@ -132,22 +139,28 @@ def _stays_inside(path: str) -> bool:
     )
 
 
-def _file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    return [p for name, entry in manifest["files"].items() if (p := _file_problem(folder, name, entry))]
+def _file_problems(folder: Path, manifest: Mapping[str, Any], known: Known) -> list[str]:
+    return [p for name, entry in manifest["files"].items() if (p := _file_problem(folder, name, entry, known))]
 
 
-def _file_problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
+def _file_problem(folder: Path, name: str, entry: Mapping[str, Any], known: Known) -> str:
     path = folder / name
     if not path.is_file():
         return f"{name}: is missing"
     if not path.resolve().is_relative_to(folder.resolve()):
         return f"{name}: is a link that leaves the package"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{name}: was altered, it has {path.stat().st_size} bytes, not {entry['bytes']}"
-    return "" if file_sha256(path) == entry["sha256"] else f"{name}: was altered, its sha256 differs from {MANIFEST}"
+    size, changed = path.stat().st_size, path.stat().st_mtime_ns
+    if size != entry["bytes"]:
+        return f"{name}: was altered, it has {size} bytes, not {entry['bytes']}"
+    if known.get(name) == (size, changed, entry["sha256"]):
+        return ""
+    if file_sha256(path) != entry["sha256"]:
+        return f"{name}: was altered, its sha256 differs from {MANIFEST}"
+    known[name] = (size, changed, entry["sha256"])
+    return ""
 
 
-def _adapter_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _adapter_problems(folder: Path, manifest: Mapping[str, Any], known: Known) -> list[str]:
     problems = []
     fingerprint, hidden = manifest["base"]["fingerprint"], manifest["base"]["hidden_size"]
     for name, entry in manifest["adapters"].items():
@@ -157,7 +170,7 @@ def _adapter_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
                 f"{file}: adapter '{name}' was made for another base: "
                 f"{entry['base_fingerprint'][:12]}, not {fingerprint[:12]}"
             )
-        problem = _file_problem(folder, file, entry)
+        problem = _file_problem(folder, file, entry, known)
         if problem and (folder / file).is_file():
             found = file_sha256(folder / file)
             owner = next((n for n, e in manifest["adapters"].items() if e["sha256"] == found and n != name), None)

@@ -1,37 +1,37 @@
-"""A finished package in use: generate and classify with one base and its adapters."""
+"""A finished package in use: generate and classify with one base and its adapters, one by one or mixed in a batch."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
-from runtime.adapter_file import read_adapter
+from runtime.adapters import SETTINGS, add_adapter, remove_adapter
+from runtime.classification import Classification, Document, class_logits, classification
+from runtime.decoding import TextStream
 from runtime.errors import PackageError, nearest
-from runtime.generation import TextGenerator, check_sampling
+from runtime.generation import TextGenerator
 from runtime.manifest import read_manifest
-from runtime.prompts import encode_windows, fill
-from runtime.session import GraphSession, check_wheels, pad_right
+from runtime.options import GenerationOptions, read_options
+from runtime.prompts import Prompt, check_messages, encode_windows, fill
+from runtime.session import GraphSession, check_wheels
+from runtime.stacking import AdapterFile
+from runtime.users import AdapterUsers
 
-
-@dataclass(frozen=True)
-class Classification:
-    """The likeliest label of a text, its probability, and the probability of every label."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
+__all__ = ["Classification", "MultiAdapterModel"]
+Result = TypeVar("Result")
 
 
 class MultiAdapterModel:
     """One base with its adapters, loaded from a package folder. The two engines start when they are first needed.
+
+    Several threads may use one model. Adapters are added, replaced and dropped while others are in use.
 
     >>> model = MultiAdapterModel.load("output/package")  # doctest: +SKIP
     >>> model.classify("free prize, call now", adapter="spam")[0].label  # doctest: +SKIP
@@ -49,10 +49,14 @@ class MultiAdapterModel:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        self._context_length = int(config["model"]["context_length"])
         self._session: GraphSession | None = None
         self._generator: TextGenerator | None = None
-        self._tensors: dict[str, Any] = {}  # sha256 of an adapter file -> its tensors
-        self._lock = threading.Lock()
+        self._starting = threading.Lock()  # an engine is started once
+        self._changing = threading.Lock()  # one change of the package at a time
+        self._users = AdapterUsers()
+        self._verified: dict[str, tuple[int, int, str]] = {}  # see read_manifest
 
     @classmethod
     def load(
@@ -71,56 +75,127 @@ class MultiAdapterModel:
         """
         check_wheels()
         folder = Path(folder)
-        manifest = read_manifest(folder, verify)
+        verified: dict[str, tuple[int, int, str]] = {}
+        manifest = read_manifest(folder, verify, verified)
         target = manifest["target"]
-        return cls(folder, manifest, execution_provider or target["execution_provider"], threads or target["threads"])
+        model = cls(folder, manifest, execution_provider or target["execution_provider"], threads or target["threads"])
+        model._verified = verified
+        return model
 
     @property
     def adapters(self) -> dict[str, dict[str, Any]]:
         """Adapters by name, each with its entry of the manifest: task, labels, rank, template and so on."""
         return dict(self.manifest["adapters"])
 
+    def add_adapter(self, name: str, path: str | Path, replace: bool = False, **settings: Any) -> dict[str, Any]:
+        """Adds an adapter to the package and makes it usable at once; the base stays loaded, other calls go on.
+
+        Args:
+            name: letters, digits, _ and -.
+            path: a PEFT folder, or an .onnx_adapter or .safetensors file.
+            replace: put it in the place of an adapter with this name.
+            settings: task, labels, template, max_length and so on; see `runtime.adapters.SETTINGS`.
+
+        Returns:
+            The adapter's entry of the manifest.
+
+        Raises:
+            PackageError: it does not fit, the name is taken, or the adapter that it would replace is in use.
+        """
+        unknown = [f"there is no setting '{key}'; {nearest(key, SETTINGS)}" for key in settings if key not in SETTINGS]
+        if unknown:
+            raise PackageError("; ".join(unknown))
+        with self._changing, self._users.changing(name):
+            if replace:
+                self._forget(name)
+            entry = add_adapter(self.folder, name, Path(path), settings, replace, self._verified)
+            self._reload()
+        return entry
+
+    def drop_adapter(self, name: str) -> None:
+        """Takes an adapter out of the package; other calls go on.
+
+        Raises:
+            PackageError: there is no such adapter, or it is in use.
+        """
+        with self._changing, self._users.changing(name):
+            self._forget(name)
+            remove_adapter(self.folder, name)
+            self._reload()
+
     def reload(self) -> None:
-        """Reads the manifest again, after adapters were added, replaced or removed; the base stays loaded.
+        """Reads the manifest again, after another process changed adapters; the base stays loaded.
+
+        Files that have not changed since they were verified are not read again.
 
         Raises:
             PackageError: the package is damaged, or holds another base now. The model goes on with what it had.
         """
-        manifest = read_manifest(self.folder)
-        if manifest["base"]["fingerprint"] != self.manifest["base"]["fingerprint"]:
-            raise PackageError(f"{self.folder}: holds another base now; load it anew")
-        with self._lock:
-            self.manifest = manifest
-            kept = {entry["sha256"] for entry in manifest["adapters"].values()}
-            self._tensors = {key: value for key, value in self._tensors.items() if key in kept}
-            if self._generator is not None:
-                self._generator.keep_only(manifest["adapters"])
+        with self._changing:
+            self._reload()
 
-    def generate(self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any) -> str:
-        """Text that follows a prompt, without special tokens; `options` as in `stream`."""
-        tokens = list(self.tokens(self.encode_prompt(prompt, adapter), adapter, max_new_tokens, **options))
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def generate(self, prompt: Prompt, adapter: str | None = None, max_new_tokens: int = 128, **options: Any) -> str:
+        """Text that follows a prompt, without special tokens; arguments and errors as in `stream`."""
+        return self.generate_batch([(prompt, adapter)], max_new_tokens, **options)[0]
 
     def stream(
-        self, prompt: str, adapter: str | None = None, max_new_tokens: int = 128, **options: Any
+        self, prompt: Prompt, adapter: str | None = None, max_new_tokens: int = 128, **options: Any
     ) -> Iterator[str]:
-        """The same text piece by piece, as soon as each piece is complete.
+        """The same text piece by piece, as soon as each piece is complete. Its adapter is in use until it ends.
 
         Args:
-            prompt: goes into the adapter's template; without an adapter it is taken as it is.
+            prompt: goes into the adapter's template; without an adapter it is taken as it is. A list of messages
+                {"role", "content"} goes into the chat template, where the adapter's is "chat" or there is no adapter.
             adapter: name of a generation adapter, or None for the base.
             max_new_tokens: at most this many, and at most what the model's context has left.
-            options: temperature (0.0: greedy), top_k (50), top_p (1.0), seed (None), stop_at_eos (True; False never
-                ends early).
+            options: see `runtime.options.GenerationOptions`.
 
         Raises:
             PackageError: unknown adapter, one for another task, a bad option, or a prompt that fills the context.
         """
-        decoder = DecodeStream(skip_special_tokens=True)
-        for token in self.tokens(self.encode_prompt(prompt, adapter), adapter, max_new_tokens, **options):
-            piece = decoder.step(self.tokenizer, token)
-            if piece:
-                yield piece
+        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        return self._stream(self._encode_checked(prompt, adapter), adapter, chosen)
+
+    def generate_batch(
+        self,
+        requests: Sequence[tuple[Prompt, str | None]],
+        max_new_tokens: int = 128,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[str]:
+        """Texts for (prompt, adapter) pairs, in their order, computed together whatever their adapters are.
+
+        A row's greedy text is that of `generate` for it alone. With sampling, `seed` makes the batch as a whole
+        repeatable. Rows run one after the other under a constraint or a repetition penalty.
+
+        Args:
+            requests: prompt and adapter as in `stream`.
+            batch_size: most rows that are computed together.
+            max_new_tokens, options: as in `stream`, for all rows.
+
+        Raises:
+            PackageError: as in `stream`; one error names all requests that cannot be met, before anything is computed.
+        """
+        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        _check_batch_size(batch_size)
+        adapters = [adapter for _, adapter in requests]
+        with self._users.using(adapters):
+            ids = _for_each(requests, self._encode_checked)
+            texts = [TextStream(self.tokenizer, chosen.stop) for _ in requests]
+            runs = self._engine().runs([len(row) for row in ids], chosen, batch_size) if requests else []
+            for run in runs:
+                run = sorted(run, key=lambda i: adapters[i] or "")  # equal mixtures of adapters then share one stack
+                going = set(run)
+                with closing(self._steps([(ids[i], adapters[i]) for i in run], chosen)) as steps:
+                    for tokens in steps:
+                        for i, token in zip(run, tokens, strict=True):
+                            if i in going and token >= 0:
+                                texts[i].push(token)
+                            if token < 0 or texts[i].stopped:
+                                going.discard(i)
+                        if not going:
+                            break
+        return [text.text() for text in texts]
 
     def classify(self, texts: str | Sequence[str], adapter: str, batch_size: int = 16) -> list[Classification]:
         """Labels of texts, in their order, with softmax probabilities.
@@ -128,16 +203,20 @@ class MultiAdapterModel:
         Raises:
             PackageError: unknown adapter, one for another task, or a text of which the tokenizer makes nothing.
         """
-        entry = self._entry(adapter, "classification")
-        logits = self.class_logits([texts] if isinstance(texts, str) else texts, adapter, batch_size).astype(np.float64)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        results = []
-        for row in probabilities:
-            best = int(row.argmax())
-            by_label = {label: float(p) for label, p in zip(entry["labels"], row, strict=True)}
-            results.append(Classification(entry["labels"][best], float(row[best]), by_label))
-        return results
+        self._entry(adapter, "classification")
+        return self.classify_batch([(text, adapter) for text in _as_list(texts)], batch_size)
+
+    def classify_batch(self, requests: Sequence[tuple[str, str]], batch_size: int = 16) -> list[Classification]:
+        """Labels for (text, adapter) pairs, in their order; adapters of any rank and number of labels go together.
+
+        Raises:
+            PackageError: as in `classify`; one error names all requests that cannot be met, before anything is run.
+        """
+        with self._users.using(adapter for _, adapter in requests):
+            entries = self.manifest["adapters"]
+            documents = _for_each(requests, self._document)
+            logits = self._class_logits(documents, batch_size)
+            return [classification(row, entries[adapter]) for row, (_, adapter) in zip(logits, requests, strict=True)]
 
     def class_logits(
         self, texts: Sequence[str] | Sequence[Sequence[int]], adapter: str, batch_size: int = 16
@@ -149,18 +228,10 @@ class MultiAdapterModel:
             adapter: name of a classification adapter.
             batch_size: rows that are run together; rows of like length go together.
         """
-        entry = self._entry(adapter, "classification")
-        documents = [self._windows(t, entry) if isinstance(t, str) else [list(map(int, t))] for t in texts]
-        rows = [window for windows in documents for window in windows]
-        logits = np.zeros((len(rows), len(entry["labels"])), np.float32)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        session, tensors = self._graph(), self._adapter_tensors(entry)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            logits[chosen] = session.class_logits(*pad_right([rows[i] for i in chosen]), tensors)
-        ends = np.cumsum([len(windows) for windows in documents], dtype=np.int64)
-        means = [logits[end - len(windows) : end].mean(axis=0) for end, windows in zip(ends, documents, strict=True)]
-        return np.stack(means) if means else logits
+        with self._users.using([adapter]):
+            labels = self._entry(adapter, "classification")["labels"]
+            logits = self._class_logits([self._document(text, adapter) for text in texts], batch_size)
+        return np.stack(logits) if logits else np.zeros((0, len(labels)), np.float32)
 
     def logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, adapter: str | None = None
@@ -168,38 +239,78 @@ class MultiAdapterModel:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right."""
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
-        tensors = {} if adapter is None else self._adapter_tensors(self._entry(adapter))
-        return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != "class_head.weight"})
+        with self._users.using([adapter]):
+            tensors = self._graph().adapters([self._file(adapter)])
+            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != "class_head.weight"})
 
-    def encode_prompt(self, prompt: str, adapter: str | None = None) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
         template = "{text}" if adapter is None else self._entry(adapter, "generation")["template"]
+        if not isinstance(prompt, str):
+            check_messages(prompt, adapter, template)
+            template = "chat"
         if template == "chat":  # the chat template writes the special tokens itself
-            return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
-        return list(self.tokenizer.encode(fill(template, prompt)).ids)
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            return list(self.tokenizer.encode(self._engine().chat(messages), add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(fill(template, str(prompt))).ids)
 
     def tokens(
-        self,
-        ids: Sequence[int],
-        adapter: str | None = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop_at_eos: bool = True,
+        self, ids: Sequence[int], adapter: str | None = None, max_new_tokens: int = 128, **options: Any
     ) -> Iterator[int]:
-        """Ids that follow the prompt's ids, which `encode_prompt` makes; arguments and errors as in `stream`."""
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
-        chosen = None
-        if adapter is not None:
-            entry = self._entry(adapter, "generation")
-            chosen = (adapter, self.folder / entry["file"], entry["sha256"])
-        return self._engine().tokens(ids, chosen, max_new_tokens, temperature, top_k, top_p, seed, stop_at_eos)
+        """Ids that follow the prompt's ids, which `encode_prompt` makes; arguments and errors as in `stream`.
 
-    def _windows(self, text: str, entry: Mapping[str, Any]) -> list[list[int]]:
-        limit = entry["max_length"] or self._context_length()
-        return encode_windows(self.tokenizer, fill(entry["template"], text), limit, entry["window_stride"])
+        Stop strings are for texts: here `stop` is refused.
+        """
+        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        if chosen.stop:
+            raise PackageError("stop ends texts; `tokens` gives ids, stop reading them where they shall end")
+        if adapter is not None:
+            self._entry(adapter, "generation")
+        self._check_length(ids)
+        return (token for (token,) in self._steps([(ids, adapter)], chosen))
+
+    def _stream(self, ids: Sequence[int], adapter: str | None, options: GenerationOptions) -> Iterator[str]:
+        text = TextStream(self.tokenizer, options.stop)
+        with closing(self._steps([(ids, adapter)], options)) as steps:
+            for (token,) in steps:
+                if piece := text.push(token):
+                    yield piece
+                if text.stopped:
+                    return
+        if piece := text.finish():
+            yield piece
+
+    def _steps(
+        self, rows: Sequence[tuple[Sequence[int], str | None]], options: GenerationOptions
+    ) -> Generator[list[int], None, None]:
+        """One run of the generator, whose adapters are in use from the first step until it is closed or at its end."""
+        with self._users.using(adapter for _, adapter in rows):
+            files = [(ids, self._file(adapter, "generation")) for ids, adapter in rows]
+            with closing(self._engine().steps(files, options)) as steps:
+                yield from steps
+
+    def _encode_checked(self, prompt: Prompt, adapter: str | None) -> list[int]:
+        ids = self.encode_prompt(prompt, adapter)
+        self._check_length(ids)
+        return ids
+
+    def _check_length(self, ids: Sequence[int]) -> None:
+        if not 0 < len(ids) < self._context_length:
+            raise PackageError(f"the prompt has {len(ids)} tokens, but must have 1 to {self._context_length - 1}")
+
+    def _document(self, text: str | Sequence[int], adapter: str) -> Document:
+        entry = self._entry(adapter, "classification")
+        if isinstance(text, str):
+            limit = entry["max_length"] or self._context_length
+            filled = fill(entry["template"], text)
+            windows = encode_windows(self.tokenizer, filled, limit, entry["window_stride"])
+        else:
+            windows = [list(map(int, text))]
+        return Document(windows, AdapterFile(self.folder / entry["file"], entry["sha256"]), entry["labels"])
+
+    def _class_logits(self, documents: Sequence[Document], batch_size: int) -> list[np.ndarray]:
+        _check_batch_size(batch_size)
+        return class_logits(self._graph(), documents, batch_size) if documents else []
 
     def _entry(self, adapter: str, task: str | None = None) -> dict[str, Any]:
         """An adapter's entry, if it is there and made for the task."""
@@ -213,24 +324,60 @@ class MultiAdapterModel:
             )
         return dict(adapters[adapter])
 
-    def _adapter_tensors(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        key = entry["sha256"]
-        if key not in self._tensors:
-            self._tensors[key] = self._graph().to_device(read_adapter(self.folder / entry["file"]))
-        return dict(self._tensors[key])
+    def _file(self, adapter: str | None, task: str | None = None) -> AdapterFile | None:
+        if adapter is None:
+            return None
+        entry = self._entry(adapter, task)
+        return AdapterFile(self.folder / entry["file"], entry["sha256"])
 
-    def _context_length(self) -> int:
-        config = json.loads((self.folder / "genai_config.json").read_text(encoding="utf-8"))
-        return int(config["model"]["context_length"])
+    def _reload(self) -> None:
+        manifest = read_manifest(self.folder, known=self._verified)
+        if any(manifest[key] != self.manifest[key] for key in ("base", "files")):
+            raise PackageError(f"{self.folder}: holds another base now; load it anew")
+        self.manifest = manifest
+        self._keep_only(list(manifest["adapters"]))
+
+    def _forget(self, name: str) -> None:
+        """Unloads an adapter before its file goes: Windows does not delete what is mapped."""
+        self._keep_only([other for other in self.manifest["adapters"] if other != name])
+
+    def _keep_only(self, names: Sequence[str]) -> None:
+        kept = {self.manifest["adapters"][name]["sha256"] for name in names}
+        if self._session is not None:
+            self._session.keep_only(kept)
+        if self._generator is not None:
+            self._generator.loaded.keep_only(kept)
 
     def _graph(self) -> GraphSession:
-        with self._lock:
+        with self._starting:
             if self._session is None:
                 self._session = GraphSession(self.folder, self.execution_provider, self._threads)
             return self._session
 
     def _engine(self) -> TextGenerator:
-        with self._lock:
+        with self._starting:
             if self._generator is None:
-                self._generator = TextGenerator(self.folder, self.execution_provider, self._context_length())
+                self._generator = TextGenerator(self.folder, self.execution_provider)
             return self._generator
+
+
+def _for_each(requests: Sequence[tuple[Any, Any]], prepare: Callable[[Any, Any], Result]) -> list[Result]:
+    """Prepares each request; what is wrong with any of them becomes one error."""
+    results, problems = [], []
+    for number, (content, adapter) in enumerate(requests):
+        try:
+            results.append(prepare(content, adapter))
+        except PackageError as error:
+            problems.append(str(error) if len(requests) == 1 else f"request {number}: {error}")
+    if problems:
+        raise PackageError("\n".join(problems))
+    return results
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise PackageError(f"batch_size is {batch_size}, but must be at least 1")
+
+
+def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts

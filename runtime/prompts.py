@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from string import Formatter
 
 from tokenizers import Tokenizer
 
 from runtime.errors import PackageError
+
+Prompt = str | Sequence[Mapping[str, str]]  # a text, or messages {"role", "content"}
 
 
 def check_template(template: object) -> list[str]:
@@ -22,6 +25,28 @@ def check_template(template: object) -> list[str]:
     if len(fields) != 1 or not fields[0][1] or fields[0][2] or fields[0][3]:
         return [f"template {template!r} must have exactly one placeholder, such as {{text}}"]
     return []
+
+
+def check_messages(messages: Sequence[Mapping[str, str]], adapter: str | None, template: str) -> None:
+    """Raises PackageError with everything that keeps messages from going into the chat template.
+
+    Args:
+        messages: what was given in the place of a text.
+        adapter, template: the adapter's template must be "chat"; without an adapter (None) any base takes messages.
+    """
+    problems = []
+    if adapter is not None and template != "chat":
+        problems.append(f"adapter '{adapter}' has the template {template!r}, which takes a text and no messages")
+    if not isinstance(messages, list | tuple) or not messages:
+        problems.append(f"a prompt is a text or a list of messages, but is {messages!r}")
+    else:
+        for number, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(k), str) for k in ("role", "content")
+            ):
+                problems.append(f"message {number} is {message!r}, but must have the texts role and content")
+    if problems:
+        raise PackageError("; ".join(problems))
 
 
 def fill(template: str, text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from runtime.errors import PackageError, nearest
+from runtime.stacking import CACHE_BYTES, Rows, read_rows, stack_key
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
 # wheels that install files of the same name: of each row only one may be there
@@ -48,7 +51,10 @@ def check_provider(execution_provider: str) -> str:
 
 
 class GraphSession:
-    """An onnxruntime session of a package's model.onnx; adapter tensors are fed as inputs of each run."""
+    """An onnxruntime session of a package's model.onnx; adapter tensors are fed as inputs of each run.
+
+    Several threads may use it: they compute side by side.
+    """
 
     def __init__(self, folder: Path, execution_provider: str, threads: int | None) -> None:
         provider = check_provider(execution_provider)
@@ -67,10 +73,41 @@ class GraphSession:
             )
         self._inputs = self._session.get_inputs()
         self._device = "cuda" if execution_provider == "cuda" else "cpu"
+        self._fed: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by stack_key; the last used is last
+        self._bytes: dict[tuple[str, ...], int] = {}  # of the stacks among them
+        self._lock = threading.Lock()
 
-    def to_device(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Adapter tensors as values that may be fed again and again without another copy to the GPU."""
-        return {k: onnxruntime.OrtValue.ortvalue_from_numpy(v, self._device, 0) for k, v in tensors.items()}
+    def adapters(self, rows: Rows) -> dict[str, Any]:
+        """Values to feed for a run with these rows; on a GPU they are there already, and stay for the next run.
+
+        Raises:
+            PackageError: an adapter's file is missing or unreadable.
+        """
+        key = stack_key(rows)
+        if not key:
+            return {}
+        with self._lock:
+            if key not in self._fed:
+                tensors = read_rows(rows)
+                to_device = onnxruntime.OrtValue.ortvalue_from_numpy
+                self._fed[key] = {k: to_device(v, self._device, 0) for k, v in tensors.items()}
+                if len(key) > 1:
+                    self._bytes[key] = sum(value.nbytes for value in tensors.values())
+            self._fed.move_to_end(key)
+            values = self._fed[key]
+            while sum(self._bytes.values()) > CACHE_BYTES:
+                self._drop(next(old for old in self._fed if old in self._bytes))
+            return dict(values)
+
+    def keep_only(self, sha256s: Collection[str]) -> None:
+        """Forgets the tensors of every other adapter; runs that use them keep them until they end."""
+        with self._lock:
+            for key in [key for key in self._fed if not set(key) - {""} <= set(sha256s)]:
+                self._drop(key)
+
+    def _drop(self, key: tuple[str, ...]) -> None:
+        del self._fed[key]
+        self._bytes.pop(key, None)
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
