@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,8 +119,8 @@ def test_each_row_of_a_mixed_batch_is_generated_as_if_alone(
     mixed_model: MultiAdapterModel, options: dict[str, Any]
 ) -> None:
     """Prompts of many lengths, two of them so near to the end of the context (128) that they get fewer tokens."""
-    long = "The soup was cold, the bread was hard, the waiter was kind. "
-    prompts = [*SENTENCES[:5], "Hi", long * 4, long * 4 + "So"]
+    long = "The soup was cold, the bread was hard, the waiter was kind. " * 3
+    prompts = [*SENTENCES[:5], "Hi", long, long[4:]]
     requests = [(prompt, GENERATORS[i % 4]) for i, prompt in enumerate(prompts)]
     lengths = [len(mixed_model.encode_prompt(*request)) for request in requests]
     assert len(set(lengths)) > 5 and max(lengths) + 24 > 128 > max(lengths)
@@ -128,13 +130,21 @@ def test_each_row_of_a_mixed_batch_is_generated_as_if_alone(
     assert len(set(alone)) == len(alone)
 
 
-def test_rows_that_end_early_leave_the_others_alone(mixed_model: MultiAdapterModel) -> None:
-    """The end of the sequence is forced to come soon: it is the tokenizer's own token for a frequent letter here."""
-    requests: list[tuple[Any, str | None]] = [(text[:n], GENERATORS[n % 4]) for n, text in enumerate(SENTENCES, 4)]
-    alone = [mixed_model.generate(*request, max_new_tokens=60) for request in requests]
-    assert mixed_model.generate_batch(requests, max_new_tokens=60) == alone
-    ends = {len(list(mixed_model.tokens(mixed_model.encode_prompt(*r), r[1], 60))) for r in requests}
-    assert len(ends) > 1, "no row ended early; take other prompts"
+def test_rows_that_end_early_leave_the_others_alone(own_model: MultiAdapterModel) -> None:
+    """Tokens that some of the rows reach become ends of sequences, beside the tokenizer's own."""
+    requests = [(text[:n], GENERATORS[n % 4]) for n, text in enumerate(SENTENCES[:8], 4)]
+    ids = [own_model.encode_prompt(*request) for request in requests]
+    free = [list(own_model.tokens(row, adapter, 30)) for row, (_, adapter) in zip(ids, requests, strict=True)]
+    path = own_model.folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["eos_token_id"] = [2, free[0][3], free[1][12], free[2][20]]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    model = MultiAdapterModel.load(own_model.folder, verify=False)
+    tokens = [list(model.tokens(row, adapter, 30)) for row, (_, adapter) in zip(ids, requests, strict=True)]
+    assert len({len(row) for row in tokens}) >= 3
+    assert all(row == whole[: len(row)] for row, whole in zip(tokens, free, strict=True))
+    wanted = [model.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    assert model.generate_batch(requests, max_new_tokens=30) == wanted
 
 
 def test_prompts_that_hold_padding_and_ends(mixed_model: MultiAdapterModel) -> None:
@@ -149,7 +159,7 @@ def test_prompts_that_hold_padding_and_ends(mixed_model: MultiAdapterModel) -> N
 
 
 def test_mixed_batch_at_int4(mixed_package: MixedPackage, tmp_path: Any) -> None:
-    """With the embedding shared with a quantized lm_head (rtn), and int8 arithmetic, which rounds each row by itself."""
+    """With the embedding shared with a quantized lm_head (rtn), and int8 arithmetic, which rounds row by row."""
     from passes.package import write_package
 
     folders = {name: mixed_package.sources[name] for name in ("story", "poem", "mood", "news")}
@@ -167,20 +177,24 @@ def test_mixed_batch_at_int4(mixed_package: MixedPackage, tmp_path: Any) -> None
 
 
 def test_stacks_are_kept_and_given_up(mixed_model: MultiAdapterModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    import runtime.loaded_adapters as loaded
+    from runtime.adapter_file import write_adapter
 
     requests: list[tuple[Any, str | None]] = [("The", "story"), ("The", "poem")]
     first = mixed_model.generate_batch(requests, 5)
-    written = []
-    write = loaded.write_adapter
-    monkeypatch.setattr(loaded, "write_adapter", lambda path, tensors: written.append(path) or write(path, tensors))
+    written: list[Any] = []
+
+    def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+        written.append(path)
+        write_adapter(path, tensors)
+
+    monkeypatch.setattr("runtime.loaded_adapters.write_adapter", write)
     assert mixed_model.generate_batch(list(reversed(requests)), 5) == first[::-1]
     assert not written, "an equal mixture uses the stack that is there"
-    monkeypatch.setattr(loaded, "CACHE_BYTES", 0)
+    monkeypatch.setattr("runtime.loaded_adapters.CACHE_BYTES", 0)
     cache = mixed_model._engine().loaded
     assert mixed_model.generate_batch([*requests, ("The", None)], 5)[:2] == first
     assert len(written) == 1 and not [key for key in cache._bytes if len(key) > 1]
-    assert list(cache._folder and __import__("pathlib").Path(cache._folder.name).iterdir()) == []
+    assert list(Path(cache._folder.name).iterdir()) == []
 
 
 def test_runs_keep_rows_apart_that_would_change_each_other(mixed_model: MultiAdapterModel) -> None:
