@@ -73,7 +73,7 @@ class GenerationData:
         responses: one per row.
         template: "chat" = the prompt is a user's message in the tokenizer's chat template; otherwise the format string
             that made the prompt from columns, "{prompt}" for one column as it is and for plain text. A deployed package
-            can apply it when it has exactly one placeholder.
+            applies it to what its user gives.
         max_length: tokens per example or packed block, special tokens included.
         packing: several examples share a block.
         source: file or data set, for messages.

@@ -37,6 +37,14 @@ def local_folder(model_path: str) -> Path:
         ) from error
 
 
+def base_name(folder: Path) -> str:
+    """The name of a base: of its repository where `folder` is the hub client's copy of one, else of the folder."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
 def linear_layers(folder: Path) -> list[str]:
     """Names that target_modules can take, such as q_proj: the linear layers below the head. Reads config.json alone."""
     import torch

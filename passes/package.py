@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.atomic_folder import is_result, replace_folder
-from passes.base_model import local_folder
+from passes.base_model import base_name, local_folder
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_precision
 from passes.graph.head import add_class_head
@@ -117,7 +117,11 @@ def _describe_base(folder: Path) -> dict[str, Any]:
     generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
     tokens = {key: generation.get(key, config.get(key)) for key in ("eos_token_id", "bos_token_id", "pad_token_id")}
     sizes = {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
-    facts = {"name": folder.name, "fingerprint": base_fingerprint(folder), "architecture": config["architectures"][0]}
+    facts = {
+        "name": base_name(folder),
+        "fingerprint": base_fingerprint(folder),
+        "architecture": config["architectures"][0],
+    }
     return {**facts, **sizes, "context_length": config.get("max_position_embeddings"), **tokens}
 
 

@@ -23,8 +23,8 @@ RESERVED_NAMES = ("base", "latency", "size_on_disk")  # the table's own rows and
 def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
     """Returns every problem of a parsed workflow (Olive's RunConfig), each naming key, value and what would be right.
 
-    Fills in the `fingerprint` option of this workspace's passes. `package_config` is Olive's table of passes, None its
-    own default.
+    Fills in the `fingerprint` option of this workspace's passes, and the local folder of a base that is a repository of
+    the Hugging Face hub. `package_config` is Olive's table of passes, None its own default.
     """
     ours = [
         (name, step)
@@ -154,6 +154,7 @@ def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str
         return None, ""
     try:
         folder = local_folder(str(model.config["model_path"]))
+        model.config["model_path"] = str(folder)  # Olive would ask the hub about a repository, also when offline
         if any("export" in step.type for _, step in ours):
             check_base(folder)
         problems += _check_targets(ours, linear_layers(folder))

@@ -19,7 +19,7 @@ from runtime.errors import PackageError, nearest
 from runtime.generation import TextGenerator
 from runtime.manifest import read_manifest
 from runtime.options import GenerationOptions, read_options
-from runtime.prompts import Prompt, check_messages, encode_windows, fill
+from runtime.prompts import Prompt, Text, check_messages, encode_windows, fill
 from runtime.session import GraphSession, check_wheels
 from runtime.stacking import AdapterFile
 from runtime.users import AdapterUsers
@@ -144,8 +144,9 @@ class MultiAdapterModel:
         """The same text piece by piece, as soon as each piece is complete. Its adapter is in use until it ends.
 
         Args:
-            prompt: goes into the adapter's template; without an adapter it is taken as it is. A list of messages
-                {"role", "content"} goes into the chat template, where the adapter's is "chat" or there is no adapter.
+            prompt: goes into the adapter's template, a dict by its placeholders' names; without an adapter a text is
+                taken as it is. A list of messages {"role", "content"} goes into the chat template, where the adapter's
+                is "chat" or there is no adapter.
             adapter: name of a generation adapter, or None for the base.
             max_new_tokens: at most this many, and at most what the model's context has left.
             options: see `runtime.options.GenerationOptions`.
@@ -197,8 +198,8 @@ class MultiAdapterModel:
                             break
         return [text.text() for text in texts]
 
-    def classify(self, texts: str | Sequence[str], adapter: str, batch_size: int = 16) -> list[Classification]:
-        """Labels of texts, in their order, with softmax probabilities.
+    def classify(self, texts: Text | Sequence[Text], adapter: str, batch_size: int = 16) -> list[Classification]:
+        """Labels of texts, in their order, with softmax probabilities. A template with several placeholders takes dicts.
 
         Raises:
             PackageError: unknown adapter, one for another task, or a text of which the tokenizer makes nothing.
@@ -206,7 +207,7 @@ class MultiAdapterModel:
         self._entry(adapter, "classification")
         return self.classify_batch([(text, adapter) for text in _as_list(texts)], batch_size)
 
-    def classify_batch(self, requests: Sequence[tuple[str, str]], batch_size: int = 16) -> list[Classification]:
+    def classify_batch(self, requests: Sequence[tuple[Text, str]], batch_size: int = 16) -> list[Classification]:
         """Labels for (text, adapter) pairs, in their order; adapters of any rank and number of labels go together.
 
         Raises:
@@ -219,7 +220,7 @@ class MultiAdapterModel:
             return [classification(row, entries[adapter]) for row, (_, adapter) in zip(logits, requests, strict=True)]
 
     def class_logits(
-        self, texts: Sequence[str] | Sequence[Sequence[int]], adapter: str, batch_size: int = 16
+        self, texts: Sequence[Text] | Sequence[Sequence[int]], adapter: str, batch_size: int = 16
     ) -> np.ndarray:
         """Class logits, float32 (texts, classes). A text in several windows gets the mean of their logits.
 
@@ -246,13 +247,14 @@ class MultiAdapterModel:
     def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
         template = "{text}" if adapter is None else self._entry(adapter, "generation")["template"]
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str | Mapping):
             check_messages(prompt, adapter, template)
             template = "chat"
         if template == "chat":  # the chat template writes the special tokens itself
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            return list(self.tokenizer.encode(self._engine().chat(messages), add_special_tokens=False).ids)
-        return list(self.tokenizer.encode(fill(template, str(prompt))).ids)
+            if isinstance(prompt, str | Mapping):
+                prompt = [{"role": "user", "content": fill("{prompt}", prompt)}]
+            return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(fill(template, prompt)).ids)
 
     def tokens(
         self, ids: Sequence[int], adapter: str | None = None, max_new_tokens: int = 128, **options: Any
@@ -298,9 +300,9 @@ class MultiAdapterModel:
         if not 0 < len(ids) < self._context_length:
             raise PackageError(f"the prompt has {len(ids)} tokens, but must have 1 to {self._context_length - 1}")
 
-    def _document(self, text: str | Sequence[int], adapter: str) -> Document:
+    def _document(self, text: Text | Sequence[int], adapter: str) -> Document:
         entry = self._entry(adapter, "classification")
-        if isinstance(text, str):
+        if isinstance(text, str | Mapping):
             limit = entry["max_length"] or self._context_length
             filled = fill(entry["template"], text)
             windows = encode_windows(self.tokenizer, filled, limit, entry["window_stride"])
@@ -379,5 +381,5 @@ def _check_batch_size(batch_size: int) -> None:
         raise PackageError(f"batch_size is {batch_size}, but must be at least 1")
 
 
-def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
-    return [texts] if isinstance(texts, str) else texts
+def _as_list(texts: Text | Sequence[Text]) -> Sequence[Text]:
+    return [texts] if isinstance(texts, str | Mapping) else texts

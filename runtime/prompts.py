@@ -9,11 +9,12 @@ from tokenizers import Tokenizer
 
 from runtime.errors import PackageError
 
-Prompt = str | Sequence[Mapping[str, str]]  # a text, or messages {"role", "content"}
+Text = str | Mapping[str, object]  # for a template with several placeholders: a value for each, by name
+Prompt = Text | Sequence[Mapping[str, str]]  # or messages {"role", "content"}
 
 
 def check_template(template: object) -> list[str]:
-    """Problems of an adapter's template: it is "chat", or a format string with one placeholder such as "{prompt}"."""
+    """Problems of an adapter's template: it is "chat", or a format string with placeholders such as "{prompt}"."""
     if template == "chat":
         return []
     if not isinstance(template, str):
@@ -22,8 +23,8 @@ def check_template(template: object) -> list[str]:
         fields = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         return [f"template {template!r}: {error}; write {{{{ and }}}} for braces that are no placeholder"]
-    if len(fields) != 1 or not fields[0][1] or fields[0][2] or fields[0][3]:
-        return [f"template {template!r} must have exactly one placeholder, such as {{text}}"]
+    if not fields or any(not name or spec or conversion for _, name, spec, conversion in fields):
+        return [f"template {template!r} must have placeholders that are plain names, such as {{text}}"]
     return []
 
 
@@ -38,7 +39,7 @@ def check_messages(messages: Sequence[Mapping[str, str]], adapter: str | None, t
     if adapter is not None and template != "chat":
         problems.append(f"adapter '{adapter}' has the template {template!r}, which takes a text and no messages")
     if not isinstance(messages, list | tuple) or not messages:
-        problems.append(f"a prompt is a text or a list of messages, but is {messages!r}")
+        problems.append(f"a prompt is a text, a dict of texts or a list of messages, but is {messages!r}")
     else:
         for number, message in enumerate(messages):
             if not isinstance(message, Mapping) or not all(
@@ -49,15 +50,32 @@ def check_messages(messages: Sequence[Mapping[str, str]], adapter: str | None, t
         raise PackageError("; ".join(problems))
 
 
-def fill(template: str, text: str) -> str:
-    """Puts `text` in the place of the template's one placeholder, whatever its name; braces in `text` stay as they are.
+def fill(template: str, value: Text) -> str:
+    """Puts `value` in the place of the template's placeholders; braces in values stay as they are.
+
+    Args:
+        template: format string, see `check_template`.
+        value: a text where there is one placeholder, whatever its name; else a value for each placeholder by name.
+
+    Raises:
+        PackageError: a placeholder without a value, or a single text for several placeholders.
 
     >>> fill("{{}} Text: {text}", "a {b}")
     '{} Text: a {b}'
+    >>> fill("{language}: {question}", {"language": "C", "question": "What is {0}?"})
+    'C: What is {0}?'
     """
-    return "".join(
-        literal + (text if field is not None else "") for literal, field, _, _ in Formatter().parse(template)
-    )
+    parts = list(Formatter().parse(template))
+    names = list(dict.fromkeys(name for _, name, _, _ in parts if name))
+    if isinstance(value, str):
+        if len(names) > 1:
+            raise PackageError(f"template {template!r} takes {', '.join(names)}; give a value for each, by name")
+        value = dict.fromkeys(names, value)
+    if missing := [name for name in names if name not in value]:
+        raise PackageError(
+            f"template {template!r} also takes {', '.join(missing)}; given: {', '.join(map(str, value)) or 'nothing'}"
+        )
+    return "".join(literal + (str(value[name]) if name else "") for literal, name, _, _ in parts)
 
 
 def encode_windows(tokenizer: Tokenizer, text: str, max_length: int | None, stride: int | None) -> list[list[int]]:

@@ -246,7 +246,7 @@ def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
         (["add", "P", "new", "HEAD"], "labels must name the head's 2 classes in order, but there are 0"),
         (["add", "P", "new", "HEAD", "--labels", "a,b,c"], "2 classes in order, but there are 3"),
         (["add", "P", "new", "HEAD", "--labels", "a,a"], "labels must differ"),
-        (["add", "P", "new", "SOURCE", "--template", "{a} {b}"], "exactly one placeholder"),
+        (["add", "P", "new", "SOURCE", "--template", "{} {b}"], "plain names"),
         (["add", "P", "new", "SOURCE", "--template", "{a", "--max-length", "0"], "max_length is 0"),
         (["add", "P", "new", "WIDE"], "but the base takes [64, r]"),
         (["add", "P", "new", "FOREIGN"], "made for another base"),
