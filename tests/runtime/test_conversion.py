@@ -132,7 +132,7 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'; slots have no bias"),
         ({"fan_in_fan_out": True}, {}, "fan_in_fan_out is true"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4', which changes the base's weights"),
-        ({}, lora("mlp.router", 8, 4), r"model.layers.0.mlp.router has no slot in this base"),
+        ({}, lora("mlp.router", 8, 4), r"model.layers.\{n\}.mlp.router has no slot in this base"),
         ({}, one("lm_head.lora_A.weight", 2, 8), "lm_head.lora_A.weight: lm_head has no slot"),
         ({}, one("model.embed_tokens.weight", 9, 8), "embed_tokens.weight: has no slot"),
         ({}, lora("self_attn.q_proj", 16, 8), r"A \[16, 2\] and B \[2, 8\], but the base takes \[8, r\] and \[r, 8\]"),
