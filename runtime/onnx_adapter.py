@@ -3,7 +3,8 @@
 The format is a flatbuffer (onnxruntime/lora/adapter_format/adapter_schema.fbs): a root table with format_version,
 adapter_version, model_version and a vector of parameters, each a table of name, dims, data_type and raw_data. A table
 starts with the signed distance back to its vtable, which holds its own size, the table's size, and the place of each
-field. onnxruntime's reader checks this structure, but not that a tensor's shape agrees with the length of its data.
+field. What onnxruntime's own reader checks, such as whether a shape agrees with the length of its data, differs between
+its versions, so it sees a stranger's file only after this parser did.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ MAX_NAME = 1024  # bytes
 MAX_VALUES = 1 << 40  # product of a shape in which 0 counts as 1: numpy cannot form larger ones, even when empty
 _MAX_TENSORS, _MAX_DIMS = 100_000, 8
 _IDENTIFIER, _FORMAT_VERSION = b"TORT", 1
-# numbers of onnx.TensorProto; strings, complex numbers and 8-bit floats are no adapter weights
-_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+# numbers of onnx.TensorProto; onnxruntime takes no others in adapters, but bfloat16
+_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}
 _DTYPES |= {12: "<u4", 13: "<u8"}
 _BFLOAT16 = 16
 

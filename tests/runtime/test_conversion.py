@@ -136,7 +136,7 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
         ({}, one("lm_head.lora_A.weight", 2, 8), "lm_head.lora_A.weight: lm_head has no slot"),
         ({}, one("model.embed_tokens.weight", 9, 8), "embed_tokens.weight: has no slot"),
         ({}, lora("self_attn.q_proj", 16, 8), r"A \[16, 2\] and B \[2, 8\], but the base takes \[8, r\] and \[r, 8\]"),
-        ({}, one("score.weight", 3, 16), r"score.weight: the head has shape \[3, 16\], but the base takes \[classes, 8\]"),
+        ({}, one("score.weight", 3, 16), r"the head has shape \[3, 16\], but the base takes \[classes, 8\]"),
         ({}, one("model.layers.0.mlp.up_proj.lora_A.weight", 2, 8), "mlp.up_proj comes without its lora_B"),
         ({}, one("model.layers.0.mlp.up_proj.lora_A.weight", 2, 8, np.int32), "dtype I32; valid: BF16"),
     ],
