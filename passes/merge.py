@@ -15,7 +15,7 @@ from passes.base_model import local_folder
 from passes.merged_base import Change, changes_from_peft, changes_from_slots, weight_shapes, write_merged_base
 from passes.package import write_package
 from runtime.adapter_file import HEAD, read_adapter, write_adapter
-from runtime.adapter_settings import SETTINGS
+from runtime.adapter_settings import SETTINGS, checked_settings
 from runtime.adapter_source import read_source
 from runtime.adapters import check_name, install_adapter
 from runtime.errors import PackageError
@@ -64,6 +64,9 @@ def merge_adapter(
         )
     name, changes, head, own = _adapter(package, manifest, adapter, name, source)
     check_name(name)
+    given = checked_settings(name, {**own, **(settings or {})}, None if head is None else head.shape[2])
+    if given["task"] == "generation":
+        head = None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="merge-") as work:
         merged = Path(work) / f"{source.name}-{name}"
@@ -81,7 +84,7 @@ def merge_adapter(
         )
         file = Path(work) / f"{name}.onnx_adapter"
         write_adapter(file, {HEAD: head} if head is not None else _nothing(built["slots"]))
-        built["adapters"][name] = install_adapter(new, built, name, file, {**own, **(settings or {})})
+        built["adapters"][name] = install_adapter(new, built, name, file, given)
         built["base"]["merged"] = {"adapter": name, "base_fingerprint": manifest["base"]["fingerprint"]}
         write_manifest(new, built)
         read_manifest(new)
