@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import PackageError, nearest
+from runtime.errors import nearest
+from runtime.onnx_adapter import read_onnx_adapter
 
 HEAD = "class_head.weight"
 _LORA = (".lora_A.weight", ".lora_B.weight")
@@ -18,9 +19,9 @@ def read_adapter(path: Path) -> dict[str, np.ndarray]:
     """Tensors of an .onnx_adapter file, by name; copies, so that the file may be replaced afterwards.
 
     Raises:
-        PackageError: the file is missing, or is no adapter file.
+        PackageError: the file is missing, or is no sound adapter file.
     """
-    return {name: value.numpy().copy() for name, value in _open(path).get_parameters().items()}
+    return read_onnx_adapter(path).tensors
 
 
 def write_adapter(path: Path, tensors: Mapping[str, np.ndarray], base_fingerprint: str = "") -> None:
@@ -49,7 +50,7 @@ def base_version(base_fingerprint: str) -> int:
 
 def stored_base_version(path: Path) -> int:
     """What `base_version` gave when the file was written; files of other tools have 0 or 1."""
-    return int(_open(path).get_model_version())
+    return read_onnx_adapter(path).model_version
 
 
 def check_fits(
@@ -88,16 +89,3 @@ def check_fits(
         if a is None or b is None:
             problems.append(f"{name} comes without its {'lora_B' if b is None else 'lora_A'}")
     return problems
-
-
-def _open(path: Path) -> Any:
-    import onnxruntime
-
-    if not path.is_file():
-        raise PackageError(f"{path}: there is no such file")
-    if path.stat().st_size < 16:  # the reader does not check the length of what it maps
-        raise PackageError(f"{path}: is no .onnx_adapter file, it has {path.stat().st_size} bytes")
-    try:
-        return onnxruntime.AdapterFormat.read_adapter(str(path))
-    except Exception as error:  # onnxruntime raises several kinds for unreadable files
-        raise PackageError(f"{path}: is no .onnx_adapter file: {error}") from error

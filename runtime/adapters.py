@@ -1,4 +1,4 @@
-"""Adds, lists and removes adapters of a finished package: `python -m runtime.adapters {add,list,remove} PACKAGE`."""
+"""Adapters of a finished package: `python -m runtime.adapters {inspect,check,convert,add,list,drop,merge}`."""
 
 from __future__ import annotations
 
@@ -12,40 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.adapter_file import HEAD, base_version, stored_base_version, write_adapter
-from runtime.conversion import tensors_from_olive_adapter, tensors_from_peft
-from runtime.errors import OlivalError, PackageError, nearest
-from runtime.manifest import Known, adapter_entry, file_entry, read_manifest, write_manifest
-from runtime.prompts import check_template
-
-SETTINGS: dict[str, Any] = {
-    "task": "generation",
-    "labels": None,
-    "template": "{text}",
-    "max_length": None,
-    "pooling": "last",
-    "window_stride": None,
-    "metrics": {},
-}
-TASKS = ("classification", "generation")
-
-
-def read_settings(source: Path) -> dict[str, Any]:
-    """Settings from the adapter.json beside a PEFT folder's weights; {} where there is none, as other tools leave it.
-
-    Raises:
-        PackageError: adapter.json is no JSON object.
-    """
-    path = Path(source) / "adapter.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PackageError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise PackageError(f"{path}: must hold a JSON object")
-    return {key: settings[key] for key in SETTINGS if key in settings}
+from runtime.adapter_file import HEAD, write_adapter
+from runtime.adapter_report import check_text, describe_package, describe_source, inspect_text
+from runtime.adapter_settings import TASKS, checked_settings
+from runtime.adapter_source import read_settings, read_source
+from runtime.conversion import fit, slot_tensors
+from runtime.errors import OlivalError, PackageError
+from runtime.manifest import MANIFEST, Known, adapter_entry, file_entry, read_manifest, write_manifest
 
 
 def install_adapter(
@@ -58,7 +31,7 @@ def install_adapter(
         manifest: its manifest; base and slots are read.
         name: letters, digits, _ and -.
         source: a PEFT folder, or an .onnx_adapter or .safetensors file.
-        settings: what is given wins over the source's adapter.json; see SETTINGS.
+        settings: what is given wins over the source's adapter.json; see `runtime.adapter_settings.SETTINGS`.
 
     Returns:
         The adapter's entry for the manifest.
@@ -66,35 +39,19 @@ def install_adapter(
     Raises:
         PackageError: name, settings or tensors do not fit, each naming file and key.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise PackageError(f"adapter name '{name}': only letters, digits, _ and - are allowed")
-    source = Path(source)
-    if not source.exists():
-        raise PackageError(f"{source}: there is no such file or folder")
-    slots, hidden, fingerprint = manifest["slots"], manifest["base"]["hidden_size"], manifest["base"]["fingerprint"]
-    if source.is_dir():
-        tensors, info = tensors_from_peft(source, slots, hidden)
-        given = {**read_settings(source), **settings}
-    else:
-        stored = stored_base_version(source) if source.suffix == ".onnx_adapter" else 0
-        if stored not in (0, 1, base_version(fingerprint)):
-            raise PackageError(f"{source}: this adapter says that it was made for another base")
-        tensors, info = tensors_from_olive_adapter(source, slots, hidden)
-        given = dict(settings)
-    entry = _checked_settings(name, given, info["classes"])
+    check_name(name)
+    source, base = Path(source), manifest["base"]
+    fingerprint = base["fingerprint"]
+    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], fingerprint)
+    given = {**(read_settings(source) if source.is_dir() else {}), **settings}
+    entry = checked_settings(name, given, info["classes"])
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
     file = f"adapters/{name}.onnx_adapter"
     if name in manifest["adapters"]:  # the older file stays until the manifest no longer names it
         file = f"adapters/{name}-{secrets.token_hex(4)}.onnx_adapter"
     target = folder / file
-    target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f"{name}.{os.getpid()}.tmp")
-    try:
-        write_adapter(temporary, tensors, fingerprint)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write_in_one_step(target, tensors, fingerprint)
     facts = {
         "base_fingerprint": fingerprint,
         "rank": info["rank"],
@@ -133,7 +90,7 @@ def add_adapter(
     return entry
 
 
-def remove_adapter(package: Path, name: str) -> None:
+def drop_adapter(package: Path, name: str) -> None:
     """Takes an adapter out: the manifest first, its file last.
 
     Raises:
@@ -146,91 +103,127 @@ def remove_adapter(package: Path, name: str) -> None:
     (Path(package) / entry["file"]).unlink(missing_ok=True)
 
 
-def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) -> dict[str, Any]:
-    """Settings with defaults, all problems at once."""
-    problems = []
-    known = {key: value for key, value in given.items() if value is not None}
-    if classes is not None and "task" not in known:
-        known["task"] = "classification"
-    settings = {**SETTINGS, **known}
-    labels = settings["labels"]
-    if settings["task"] not in TASKS:
-        problems.append(f"task is '{settings['task']}'; {nearest(settings['task'], TASKS)}")
-    elif settings["task"] == "classification":
-        if classes is None:
-            problems.append("task is classification, but there is no head (score.weight, class_head.weight)")
-        elif not labels or len(labels) != classes:
-            problems.append(
-                f"labels must name the head's {classes} classes in order, but there are {len(labels or [])}; "
-                f"give them as --labels NAME,NAME"
-            )
-        elif len(set(labels)) != len(labels):
-            problems.append(f"labels must differ, but are {labels}")
-        if settings["template"] == "chat":
-            problems.append("template 'chat' is for generation")
-    else:
-        settings["labels"] = None
-    if settings["pooling"] != "last":
-        problems.append(f"pooling is '{settings['pooling']}', but the graph pools the last token only; valid: last")
-    for key in ("max_length", "window_stride"):
-        if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
-            problems.append(f"{key} is {settings[key]!r}, but must be a whole number of tokens, at least 1")
-    problems += check_template(settings["template"])
-    if problems:
-        raise PackageError("\n".join(f"adapter '{name}': {p}" for p in problems))
-    return settings
+def convert_adapter(source: Path, target: Path, package: Path, replace: bool = False) -> dict[str, Any]:
+    """Writes an adapter in the slot form of a package's base as an .onnx_adapter file, in one step.
+
+    Returns:
+        {"rank", "target_modules", "classes"} of the adapter.
+
+    Raises:
+        PackageError: it does not fit, or `target` is there already (and `replace` is false) or has another ending.
+    """
+    manifest = read_manifest(package, verify=False)
+    base = manifest["base"]
+    if target.suffix != ".onnx_adapter":
+        raise PackageError(f"{target}: the file that is written must end in .onnx_adapter")
+    if target.exists() and not replace:
+        raise PackageError(f"{target}: is there already; --replace overwrites it")
+    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], base["fingerprint"])
+    _write_in_one_step(target, tensors, base["fingerprint"])
+    return info
+
+
+def check_name(name: str) -> None:
+    """Raises PackageError where a name could not be a file's."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise PackageError(f"adapter name '{name}': only letters, digits, _ and - are allowed")
+
+
+def _write_in_one_step(target: Path, tensors: Mapping[str, Any], fingerprint: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.stem}.{os.getpid()}.tmp")
+    try:
+        write_adapter(temporary, tensors, fingerprint)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.adapters", description="Adapters of a package: add, list, remove."
-    )
+    parser = argparse.ArgumentParser(prog="python -m runtime.adapters", description="Adapters and packages of them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("add", help="convert an adapter and put it into the package")
-    add.add_argument("package", type=Path)
-    add.add_argument("name")
-    add.add_argument("path", type=Path, help="PEFT folder, .onnx_adapter or .safetensors file")
-    add.add_argument("--task", choices=TASKS)
-    add.add_argument(
-        "--labels",
-        type=lambda text: [label.strip() for label in text.split(",")],
-        help="class names in order, separated by commas",
-    )
-    add.add_argument("--template", help="text around the input, such as '{prompt}', or 'chat'")
-    add.add_argument("--max-length", type=int, help="tokens; longer texts are cut")
+
+    def command(name: str, help: str, *places: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        for place in places:
+            known = {"package": "folder of a package", "path": "PEFT folder, .onnx_adapter or .safetensors file"}
+            added.add_argument(place, type=str if place in ("name", "adapter") else Path, help=known.get(place))
+        return added
+
+    inspect = command("inspect", "say what an adapter or a package is", "path")
+    inspect.add_argument("--json", action="store_true", help="for programs")
+    check = command("check", "say tensor by tensor whether an adapter fits a package's base", "package", "path")
+    check.add_argument("--json", action="store_true", help="for programs")
+    convert = command("convert", "write an adapter in the form that a package's base takes", "path", "out")
+    convert.add_argument("--for", dest="package", type=Path, required=True, help="the package")
+    convert.add_argument("--replace", action="store_true", help="overwrite the file")
+    add = command("add", "convert an adapter and put it into a package", "package", "name", "path")
     add.add_argument("--replace", action="store_true", help="put it in the place of an adapter with this name")
-    listing = commands.add_parser("list", help="show the adapters of a package")
-    listing.add_argument("package", type=Path)
-    remove = commands.add_parser("remove", help="take an adapter out of a package")
-    remove.add_argument("package", type=Path)
-    remove.add_argument("name")
+    command("list", "show the adapters of a package", "package")
+    command("drop", "take an adapter out of a package", "package", "name")
+    merge = command("merge", "make a package of its own, with one adapter merged into the base", "package", "adapter")
+    merge.add_argument("out", type=Path, help="folder of the new package")
+    merge.add_argument("--base", required=True, help="the float base that the package was made from")
+    merge.add_argument("--name", help="name in the new package, where ADAPTER is a PEFT folder")
+    for settled in (add, merge):
+        settled.add_argument("--task", choices=TASKS)
+        settled.add_argument(
+            "--labels",
+            type=lambda text: [label.strip() for label in text.split(",")],
+            help="class names in order, separated by commas",
+        )
+        settled.add_argument("--template", help="text around the input, such as '{prompt}', or 'chat'")
+        settled.add_argument("--max-length", type=int, help="tokens; longer texts are cut")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0, or 1 after printing an error."""
+    """Runs the command line. Returns 0, or 1 after printing an error; `check` returns 1 for what does not fit."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "add":
-            given = {
-                "task": options.task,
-                "labels": options.labels,
-                "template": options.template,
-                "max_length": options.max_length,
-            }
-            settings = {key: value for key, value in given.items() if value is not None}
-            entry = add_adapter(options.package, options.name, options.path, settings, options.replace)
-            print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
-        elif options.command == "list":
-            for name, entry in read_manifest(options.package)["adapters"].items():
-                labels = ", ".join(entry["labels"] or [])
-                print(f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{labels}")
-        else:
-            remove_adapter(options.package, options.name)
-            print(f"removed {options.name}")
+        return _run(options)
     except (OlivalError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    keys = ("task", "labels", "template", "max_length")
+    settings = {key: value for key in keys if (value := getattr(options, key, None)) is not None}
+    if options.command == "inspect":
+        is_package = (options.path / MANIFEST).is_file()
+        facts = describe_package(options.path) if is_package else describe_source(read_source(options.path))
+        print(json.dumps(facts, indent=2) if options.json else inspect_text(facts))
+    elif options.command == "check":
+        manifest, source = read_manifest(options.package, verify=False), read_source(options.path)
+        base = manifest["base"]
+        result = fit(source, manifest["slots"], base["hidden_size"], base["fingerprint"])
+        print(check_text(source, result, manifest, options.json))
+        return 0 if result.fits else 1
+    elif options.command == "convert":
+        info = convert_adapter(options.path, options.out, options.package, options.replace)
+        labels = f"; `add` wants --labels for its {info['classes']} classes" if info["classes"] else ""
+        print(f"wrote {options.out}: rank {info['rank']}, {', '.join(info['target_modules']) or 'no LoRA'}{labels}")
+    elif options.command == "add":
+        entry = add_adapter(options.package, options.name, options.path, settings, options.replace)
+        print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
+    elif options.command == "list":
+        for name, entry in read_manifest(options.package)["adapters"].items():
+            labels = ", ".join(entry["labels"] or [])
+            print(f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{labels}")
+    elif options.command == "drop":
+        drop_adapter(options.package, options.name)
+        print(f"dropped {options.name}")
+    else:
+        try:
+            from passes.merge import merge_adapter
+        except ImportError as error:
+            raise PackageError(
+                "merge builds a package, which needs the whole workspace: in the repository, "
+                f'pip install -c constraints.txt -e ".[cpu]" ({error})'
+            ) from error
+        name = merge_adapter(options.package, options.adapter, options.base, options.out, options.name, settings)
+        print(f"wrote {options.out}: {options.adapter} merged into the base, as adapter '{name}'")
     return 0
 
 

@@ -1,228 +1,243 @@
-"""Turns adapters of other tools into slot tensors: PEFT LoRA folders, and files of `olive convert-adapters`."""
+"""Fits an adapter to the slots of a base: names and layouts repaired, every tensor accounted for."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.adapter_file import HEAD, check_fits, read_adapter
+from runtime.adapter_file import HEAD, base_version
+from runtime.adapter_names import (
+    FITS,
+    NO_SLOT,
+    OTHER_BASE,
+    REPAIRED,
+    UNUSABLE,
+    Finding,
+    Module,
+    finding,
+    oriented,
+    sort_parts,
+)
+from runtime.adapter_source import CONFIG, Source, read_source
 from runtime.errors import PackageError, nearest
+from runtime.peft_config import meaning_problems, scale
 
-_PACKED = ("q_proj", "k_proj", "v_proj")
-_PEFT_KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_(A|B)\.weight")
-_OLIVE_KEY = re.compile(r"(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_(A|B)\.weight")
-_SCORE = "base_model.model.score.weight"
-# these initializations change the base's own weights, so the two matrices alone are not the adapter
-_BASE_CHANGING = ("corda", "loftq", "olora", "pissa")
+_PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_MOST_LINES = 20
 
 Pair = tuple[np.ndarray, np.ndarray]  # A (in, r) and B (r, out) with the scale folded in
+Slots = Mapping[str, Mapping[str, Any]]
 
 
-def tensors_from_peft(
-    folder: Path, slots: Mapping[str, Mapping[str, Any]], hidden: int
+@dataclass
+class Fit:
+    """An adapter against a base: `problems` and findings with a bad verdict say why it does not fit."""
+
+    findings: list[Finding]
+    problems: list[str]
+    tensors: dict[str, np.ndarray]
+    info: dict[str, Any]
+    empty_slots: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems and all(f.verdict in (FITS, REPAIRED) for f in self.findings)
+
+
+def slot_tensors(
+    path: Path, slots: Slots, hidden: int | None, fingerprint: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Slot tensors of a PEFT LoRA folder (adapter_config.json, adapter_model.safetensors).
-
-    The scale is alpha / r, or alpha / sqrt(r) with use_rslora (Kalajdzievski 2023), with a module's own r and alpha
-    where rank_pattern and alpha_pattern give them; it is folded into B. The LoRA of q, k and v is packed into one slot:
-    A side by side, B block-diagonal. A `score.weight` (classes, hidden) becomes the classification head.
+    """Slot tensors of an adapter of any kind.
 
     Args:
-        folder: the PEFT folder; weights in float32, float16 or bfloat16.
+        path: a PEFT folder, or an .onnx_adapter or .safetensors file.
         slots: table of `passes.graph.slots.add_slots`; its dtype is the tensors' dtype.
         hidden: hidden size of the base.
+        fingerprint: of the base, which an .onnx_adapter may contradict.
 
     Returns:
         (tensors by input name, {"rank": largest rank, "target_modules": sorted names, "classes": number or None}).
 
     Raises:
-        PackageError: everything in the folder that slots cannot hold, each naming file and key.
+        PackageError: everything that slots cannot hold, each naming file and key.
     """
-    folder = Path(folder)
-    config_path, weights_path = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            hint = (
-                " (adapter_model.bin is a pickle, which is never loaded)"
-                if (folder / "adapter_model.bin").exists()
-                else ""
-            )
-            raise PackageError(f"{path}: there is no such file{hint if path == weights_path else ''}")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PackageError(f"{config_path}: is no JSON: {error}") from error
-    if missing := [key for key in ("peft_type", "r", "lora_alpha") if key not in config]:
-        raise PackageError(f"{config_path}: is no LoRA configuration, it lacks {', '.join(missing)}")
-    problems = [f"{config_path}: {p}" for p in _config_problems(config)]
-    weights = _read_safetensors(weights_path)
-    score = weights.pop(_SCORE, None)
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in weights.items():
-        match = _PEFT_KEY.fullmatch(key)
-        if match is not None:
-            halves.setdefault(match[1], {})[match[5]] = value
-        elif not key.endswith("lora_magnitude_vector"):  # DoRA's, which use_dora has named already
-            pattern = re.sub(r"\.\d+\.", ".{n}.", key)  # one line for all layers
-            problems.append(
-                f"{weights_path}: {pattern} has no slot; slots take the LoRA of {_targets(slots)}, and score.weight"
-            )
-    problems = list(dict.fromkeys(problems))
-    if problems:
-        raise PackageError("this adapter cannot be converted:\n" + "\n".join(f"  - {p}" for p in problems))
-    pairs: dict[str, Pair] = {}
-    for module, half in halves.items():
-        if set(half) != {"A", "B"}:
-            raise PackageError(f"{weights_path}: {module} comes without its lora_{'B' if 'A' in half else 'A'}")
-        scale = _scale(config, module, rank=half["A"].shape[0])
-        pairs[module] = half["A"].T, half["B"].T * np.float32(scale)
-    return _fill_slots(pairs, None if score is None else score.T, slots, hidden, str(weights_path))
+    source = read_source(path)
+    result = fit(source, slots, hidden, fingerprint)
+    if not result.fits:
+        raise PackageError(refusal(source, result.problems, result.findings))
+    return result.tensors, result.info
 
 
-def tensors_from_olive_adapter(
-    path: Path, slots: Mapping[str, Mapping[str, Any]], hidden: int | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Slot tensors of an .onnx_adapter or .safetensors file; `olive convert-adapters` has folded the scale into B.
+def refusal(source: Source, problems: Sequence[str], findings: Iterable[Finding]) -> str:
+    """One message for everything that does not fit; the same trouble in many layers is one line."""
+    lines = [f"{source.path.parent / CONFIG if source.config else source.path}: {p}" for p in problems]
+    for f in findings:
+        if f.verdict not in (FITS, REPAIRED):
+            lines.append(re.sub(r"layers\.\d+\.", "layers.{n}.", f"{source.path}: {f.key}: {f.note}"))
+    lines = list(dict.fromkeys(lines))
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"and {len(lines) - _MOST_LINES} more; `python -m runtime.adapters check` lists all"]
+    return "this adapter does not fit the base:\n" + "\n".join(f"  - {line}" for line in lines)
 
-    A file that is in slot form already passes through after the check. Returns and raises as `tensors_from_peft`.
+
+def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "") -> Fit:
+    """Puts a source's tensors into slots; what does not fit is told, never dropped.
+
+    The LoRA of q, k and v is packed into one slot where the graph packs them: A side by side, B block-diagonal; a
+    packed LoRA is divided where the graph has separate slots. PEFT's scale is folded into B; other files have done so.
+    A layout that does not fit but would when transposed is transposed; where both would fit, the names decide.
     """
-    path = Path(path)
-    if path.suffix == ".onnx_adapter":
-        tensors = read_adapter(path)
-    elif path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        raise PackageError(f"{path}: an adapter is a PEFT folder, an .onnx_adapter file or a .safetensors file")
-    names = {f"{slot}.lora_{half}.weight" for slot in slots for half in "AB"} | {HEAD}
-    if tensors and set(tensors) <= names:
-        problems = check_fits(tensors, slots, hidden)
-        if problems:
-            raise PackageError("\n".join(f"{path}: {p}" for p in problems))
-        return tensors, _describe_slot_form(tensors, slots)
-    score = tensors.pop(_SCORE, None)
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    problems = []
-    for key, value in tensors.items():
-        match = _OLIVE_KEY.fullmatch(key)
-        if match is None:
-            hint = (
-                "int4 adapter weights have no slot, convert without --quantize_int4"
-                if ".quant." in key
-                else "it has no slot"
-            )
-            problems.append(f"{path}: {key}: {hint}; slots take the LoRA of {_targets(slots)}")
-        else:
-            halves.setdefault(match[1], {})[match[5]] = value
-    problems += [
-        f"{path}: {m} comes without its lora_A or lora_B" for m, half in halves.items() if set(half) != {"A", "B"}
-    ]
-    if not tensors:
-        problems.append(f"{path}: holds no tensors")
-    if problems:
-        raise PackageError("this adapter cannot be converted:\n" + "\n".join(f"  - {p}" for p in problems))
-    return _fill_slots({m: (half["A"], half["B"]) for m, half in halves.items()}, score, slots, hidden, str(path))
-
-
-def _config_problems(config: Mapping[str, Any]) -> list[str]:
-    """What adapter_config.json asks for that A and B alone cannot express."""
-    problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {config.get('peft_type')}; only LORA has slots, merge others into the base")
-    if config.get("use_dora"):
-        problems.append("use_dora is true; DoRA also rescales the base's weights, merge it into the base")
-    if config.get("bias", "none") != "none":
-        problems.append(f"bias is '{config['bias']}'; slots have no bias, train with 'none'")
-    for key in ("fan_in_fan_out", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
-        if config.get(key):
-            problems.append(f"{key} is {json.dumps(config[key])}; slots cannot express it")
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(_BASE_CHANGING):
+    parts = sort_parts(source)
+    findings = parts.findings
+    problems = [] if source.config is None else meaning_problems(source.config)
+    if source.base_version not in (0, 1, base_version(fingerprint)) and fingerprint:
         problems.append(
-            f"init_lora_weights is '{start}', which changes the base's weights; "
-            "save the adapter with path_initial_model_for_weight_conversion"
+            f"model version {source.base_version:07x}: it says that it was made for another base, "
+            f"not for {fingerprint[:7]}"
         )
-    return problems
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r or alpha / sqrt(r); patterns match the end of a module's name, as in PEFT's get_pattern_key."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    key = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
-    alpha = config["lora_alpha"] if key is None else patterns[key]
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _fill_slots(
-    pairs: Mapping[str, Pair],
-    head: np.ndarray | None,
-    slots: Mapping[str, Mapping[str, Any]],
-    hidden: int | None,
-    source: str,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Puts LoRA pairs by module name into slots. All shapes are checked before anything is packed."""
-    by_slot: dict[str, dict[str, Pair]] = {}
-    problems = []
-    for module, pair in pairs.items():
-        for slot, part, (a, b) in _places(module, pair, slots):
-            if slot not in slots:
-                problems.append(f"{source}: {module} has no slot in this base; {nearest(slot, slots)}")
-                continue
-            wanted = (slots[slot]["in"], slots[slot]["parts"].get(part, slots[slot]["out"]))
-            if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
-                problems.append(
-                    f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
-                    f"but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
-                )
-            by_slot.setdefault(slot, {})[part] = (a, b)
-    if head is not None and (head.ndim != 2 or head.shape[0] != (hidden or head.shape[0])):
-        problems.append(
-            f"{source}: score.weight has shape {list(head.T.shape)}, but the base takes [classes, {hidden}]"
-        )
-    if not pairs and head is None:
-        problems.append(f"{source}: holds neither LoRA weights nor a classification head")
-    if problems:
-        raise PackageError("this adapter does not fit the base:\n" + "\n".join(f"  - {p}" for p in problems))
-    dtype = next(iter(slots.values()))["dtype"]
+    if not parts.modules and parts.head is None and not findings:
+        problems.append("holds neither LoRA weights nor a classification head")
+    index = _index(slots)
+    placed: dict[str, dict[str | None, Pair]] = {}
+    for module in parts.modules.values():
+        findings += _place_module(source, module, slots, index, placed, parts.repaired)
+    head = None
+    if parts.head is not None:
+        head, told = _head(source, *parts.head, hidden)
+        findings.append(told)
+    dtype = str(next(iter(slots.values()))["dtype"])
     tensors: dict[str, np.ndarray] = {}
     with np.errstate(over="ignore"):  # what overflows in float16 is named below
-        for slot in (s for s in slots if s in by_slot):
-            a, b = _pack(by_slot[slot], slots[slot])
+        for slot in (s for s in slots if s in placed):
+            a, b = _pack(placed[slot], slots[slot])
             tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, dtype)[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
-    overflow = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if overflow:
-        raise PackageError(f"{source}: not finite at {dtype}: {', '.join(overflow)}")
-    targets = sorted({module.rsplit(".", 1)[1] for module in pairs})
-    rank = max((a.shape[1] for a, _ in pairs.values()), default=0)
-    return tensors, {"rank": rank, "target_modules": targets, "classes": None if head is None else head.shape[1]}
+    if overflow := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
+        problems.append(f"not finite at {dtype}: {', '.join(overflow[:_MOST_LINES])}")
+    ranks = _ranks(placed, slots)
+    info = {
+        "rank": max(ranks.values(), default=0),
+        "target_modules": sorted(part for part, rank in ranks.items() if rank),
+        "classes": None if head is None else head.shape[1],
+    }
+    return Fit(findings, problems, tensors, info, [s for s in slots if s not in placed])
 
 
-def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Pair]]:
-    """(slot, part, pair) of a module: q, k and v share a slot where the graph packs them; Phi-3 packs gate and up."""
-    parent, _, target = module.replace(".self_attn.", ".attn.").rpartition(".")
-    if target in _PACKED and f"{parent}.qkv_proj" in slots:
-        return [(f"{parent}.qkv_proj", target, pair)]
-    if target == "gate_up_proj":
-        a, b = pair
-        half = b.shape[1] // 2
-        return [
-            (f"{parent}.gate_proj", "gate_proj", (a, b[:, :half])),
-            (f"{parent}.up_proj", "up_proj", (a, b[:, half:])),
-        ]
-    return [(f"{parent}.{target}", target, pair)]
+def _place_module(
+    source: Source,
+    module: Module,
+    slots: Slots,
+    index: Mapping[str, tuple[str, str]],
+    placed: dict[str, dict[str | None, Pair]],
+    repaired: Mapping[str, str],
+) -> list[Finding]:
+    """Puts a layer's pair into its slots and says so of each of its tensors."""
+
+    def told(verdict: str, note: str) -> list[Finding]:
+        return [finding(source, key, verdict, note) for key, _ in module.parts.values()]
+
+    places = _places(module.name, slots, index)
+    if not places:
+        return told(*_homeless(module.name, slots))
+    if missing := [half for half in ("lora_A", "lora_B") if half not in module.parts]:
+        return told(UNUSABLE, f"{module.name} comes without its {missing[0]}")
+    if "lora_magnitude_vector" in module.parts and not (source.config or {}).get("use_dora"):
+        return told(UNUSABLE, "a DoRA magnitude, but use_dora is not true")
+    size_in = slots[places[0][0]]["in"]
+    size_out = sum(size for _, _, size in places)
+    a, a_turned = oriented(module.parts["lora_A"][1], module.peft, size_in, 0)
+    b, b_turned = oriented(module.parts["lora_B"][1], module.peft, size_out, 1)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != size_in or b.shape[1] != size_out or a.shape[1] != b.shape[0]:
+        note = f"{module.name} has A {list(a.shape)} and B {list(b.shape)}"
+        sizes_fit = a.ndim == b.ndim == 2 and a.shape[0] == size_in and b.shape[1] == size_out
+        return told(
+            UNUSABLE if sizes_fit else OTHER_BASE, f"{note}, but the base takes [{size_in}, r] and [r, {size_out}]"
+        )
+    factor = 1.0
+    if source.config is not None:
+        if a.shape[1] == 0:
+            return told(UNUSABLE, f"{module.name} has rank 0")
+        factor = scale(source.config, module.name, a.shape[1])
+        with np.errstate(over="ignore"):
+            b = b * np.float32(factor)
+    start = 0
+    for slot, part, size in places:
+        if part in placed.setdefault(slot, {}) or (placed[slot] and (part is None or None in placed[slot])):
+            return told(UNUSABLE, f"slot {slot} is taken by another tensor of this adapter")
+        block = b[:, start : start + size]
+        used = block.any(axis=1) if len(places) > 1 else np.ones(len(block), bool)
+        placed[slot][part] = (a[:, used], block[used])
+        start += size
+    target = ", ".join(
+        slot if part in (None, slot.rpartition(".")[2]) else f"{slot} ({part})" for slot, part, _ in places
+    )
+    findings = []
+    for half, (key, _) in module.parts.items():
+        odd = [repaired[key]] if key in repaired else []
+        odd += ["transposed"] if (a_turned if half == "lora_A" else b_turned) else []
+        note = f"-> {target}" + (f", times {factor:g}" if half == "lora_B" and factor != 1 else "")
+        note += f"; repaired: {', '.join(odd)}" if odd else ""
+        findings.append(finding(source, key, REPAIRED if odd else FITS, note))
+    return findings
 
 
-def _pack(parts: Mapping[str, Pair], slot: Mapping[str, Any]) -> Pair:
+def _head(source: Source, key: str, value: np.ndarray, hidden: int | None) -> tuple[np.ndarray | None, Finding]:
+    """The head as (hidden, classes); PEFT keeps (classes, hidden), and `olive convert-adapters` turns it round."""
+    head, turned = oriented(value, source.kind == "PEFT folder", hidden, 0)
+    if head.ndim != 2 or head.shape[0] != (hidden or head.shape[0]) or head.shape[1] == 0:
+        shape = list(head.T.shape)
+        note = f"the head has shape {shape}, but the base takes [classes, {hidden}]"
+        return None, finding(source, key, OTHER_BASE, note)
+    note = f"-> {HEAD}, {head.shape[1]} classes" + ("; repaired: transposed" if turned else "")
+    return head, finding(source, key, REPAIRED if turned else FITS, note)
+
+
+def _index(slots: Slots) -> dict[str, tuple[str, str]]:
+    """{model.layers.0.attn.q_proj: (its slot, its part of the slot)}"""
+    return {
+        f"{slot.rpartition('.')[0]}.{part}": (slot, part) for slot, entry in slots.items() for part in entry["parts"]
+    }
+
+
+def _places(name: str, slots: Slots, index: Mapping[str, tuple[str, str]]) -> list[tuple[str, str | None, int]]:
+    """(slot, part, its outputs) that a layer's pair goes to; several where the layer is packed and the graph is not."""
+    for module in (name, name.replace(".self_attn.", ".attn.")):
+        if module in index:
+            slot, part = index[module]
+            return [(slot, part, slots[slot]["parts"][part])]
+        if module in slots:
+            return [(module, None, slots[module]["out"])]
+        parent, _, tail = module.rpartition(".")
+        members = [index.get(f"{parent}.{member}") for member in _PACKS.get(tail, ())]
+        if members and all(members):
+            return [(slot, part, slots[slot]["parts"][part]) for slot, part in filter(None, members)]
+    return []
+
+
+def _homeless(name: str, slots: Slots) -> tuple[str, str]:
+    """Why a layer has no slot: another base's layer, or no projection."""
+    layers = sorted({int(found[1]) for slot in slots if (found := re.search(r"layers\.(\d+)\.", slot))})
+    layer = re.search(r"layers\.(\d{1,6})\.", name)
+    if layers and layer and int(layer[1]) > layers[-1]:
+        return OTHER_BASE, f"layer {layer[1]}, but the base has layers {layers[0]} to {layers[-1]}"
+    return (
+        NO_SLOT,
+        f"{name} has no slot in this base; {nearest(name.replace('.self_attn.', '.attn.'), list(slots)[:40])}",
+    )
+
+
+def _pack(parts: Mapping[str | None, Pair], slot: Mapping[str, Any]) -> Pair:
     """One A and B for a slot: A side by side, B block-diagonal in the order of the slot's parts."""
-    if len(slot["parts"]) == 1 or not set(parts) <= set(slot["parts"]):
+    if None in parts:
+        return parts[None]
+    if len(slot["parts"]) == 1:
         return next(iter(parts.values()))
     columns, blocks = [], []
     start = 0
@@ -235,44 +250,16 @@ def _pack(parts: Mapping[str, Pair], slot: Mapping[str, Any]) -> Pair:
     return np.concatenate(columns, axis=1), np.concatenate(blocks, axis=0)
 
 
-def _describe_slot_form(tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Rank and targets of tensors in slot form: a part's rank is the number of B's rows that reach it."""
+def _ranks(placed: Mapping[str, Mapping[str | None, Pair]], slots: Slots) -> dict[str, int]:
+    """Largest rank of each projection; of a packed pair, the number of B's rows that reach the projection."""
     ranks: dict[str, int] = {}
-    for slot, entry in slots.items():
-        b = tensors.get(f"{slot}.lora_B.weight")
+    for slot, parts in placed.items():
         start = 0
-        for part, size in entry["parts"].items():
-            if b is not None:
-                rank = int(b[0, :, start : start + size].any(axis=1).sum())
-                ranks[part] = max(rank, ranks.get(part, 0))
+        for part, size in slots[slot]["parts"].items():
+            if part in parts:
+                ranks[part] = max(ranks.get(part, 0), parts[part][0].shape[1])
+            elif None in parts:
+                reach = int(parts[None][1][:, start : start + size].any(axis=1).sum())
+                ranks[part] = max(ranks.get(part, 0), reach)
             start += size
-    classes = tensors[HEAD].shape[2] if HEAD in tensors else None
-    targets = sorted(part for part, rank in ranks.items() if rank)
-    return {"rank": max(ranks.values(), default=0), "target_modules": targets, "classes": classes}
-
-
-def _targets(slots: Mapping[str, Mapping[str, Any]]) -> str:
-    return ", ".join(sorted({part for slot in slots.values() for part in slot["parts"]}))
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Float32 tensors of a safetensors file. numpy has no bfloat16: those are read as the upper halves of float32."""
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        entries = deserialize(path.read_bytes())
-    except (SafetensorError, OSError) as error:
-        raise PackageError(f"{path}: is no safetensors file: {error}") from error
-    tensors = {}
-    for name, entry in entries:
-        data, kind = entry["data"], entry["dtype"]
-        if kind == "BF16":
-            flat = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-        elif kind in ("F16", "F32", "F64"):
-            flat = np.frombuffer(data, {"F16": np.float16, "F32": np.float32, "F64": np.float64}[kind]).astype(
-                np.float32
-            )
-        else:
-            raise PackageError(f"{path}: {name} has dtype {kind}; valid: BF16, F16, F32, F64")
-        tensors[name] = flat.reshape(entry["shape"])
-    return tensors
+    return ranks

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from runtime.adapters import SETTINGS, add_adapter, remove_adapter
+from runtime.adapter_settings import SETTINGS
+from runtime.adapters import add_adapter, drop_adapter
 from runtime.classification import Classification, Document, class_logits, classification
 from runtime.decoding import TextStream
 from runtime.errors import PackageError, nearest
@@ -94,7 +95,7 @@ class MultiAdapterModel:
             name: letters, digits, _ and -.
             path: a PEFT folder, or an .onnx_adapter or .safetensors file.
             replace: put it in the place of an adapter with this name.
-            settings: task, labels, template, max_length and so on; see `runtime.adapters.SETTINGS`.
+            settings: task, labels, template, max_length and so on; see `runtime.adapter_settings.SETTINGS`.
 
         Returns:
             The adapter's entry of the manifest.
@@ -120,7 +121,7 @@ class MultiAdapterModel:
         """
         with self._changing, self._users.changing(name):
             self._forget(name)
-            remove_adapter(self.folder, name)
+            drop_adapter(self.folder, name)
             self._reload()
 
     def reload(self) -> None:
@@ -199,7 +200,9 @@ class MultiAdapterModel:
         return [text.text() for text in texts]
 
     def classify(self, texts: Text | Sequence[Text], adapter: str, batch_size: int = 16) -> list[Classification]:
-        """Labels of texts, in their order, with softmax probabilities. A template with several placeholders takes dicts.
+        """Labels of texts, in their order, with softmax probabilities.
+
+        A template with several placeholders takes dicts.
 
         Raises:
             PackageError: unknown adapter, one for another task, or a text of which the tokenizer makes nothing.

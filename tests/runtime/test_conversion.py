@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from runtime.adapter_file import check_fits, read_adapter, stored_base_version, write_adapter
-from runtime.conversion import tensors_from_olive_adapter, tensors_from_peft
+from runtime.adapter_source import read_safetensors
+from runtime.conversion import slot_tensors
 from runtime.errors import PackageError
 from tests.runtime.olive_files import convert_with_olive
 
@@ -56,7 +57,7 @@ def delta(tensors: dict[str, np.ndarray], slot: str) -> np.ndarray:
 
 def test_packed_slot_is_block_diagonal_and_misses_nothing(tmp_path: Path) -> None:
     q, v = lora("self_attn.q_proj", 8, 8, rank=3), lora("self_attn.v_proj", 8, 4, rank=2, seed=1)
-    tensors, info = tensors_from_peft(write_folder(tmp_path, {**q, **v}), SLOTS, 8)
+    tensors, info = slot_tensors(write_folder(tmp_path, {**q, **v}), SLOTS, 8)
     slot = "model.layers.0.attn.qkv_proj"
     assert tensors[f"{slot}.lora_A.weight"].shape == (1, 8, 5)
     assert tensors[f"{slot}.lora_B.weight"].shape == (1, 5, 16)
@@ -83,7 +84,7 @@ def test_packed_slot_is_block_diagonal_and_misses_nothing(tmp_path: Path) -> Non
 )
 def test_scale(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
     weights = lora("self_attn.o_proj", 8, 8)
-    tensors, _ = tensors_from_peft(write_folder(tmp_path, weights, **config), SLOTS, 8)
+    tensors, _ = slot_tensors(write_folder(tmp_path, weights, **config), SLOTS, 8)
     a, b = weights.values()
     np.testing.assert_allclose(delta(tensors, "model.layers.0.attn.o_proj"), (b @ a).T * scale, rtol=1e-5)
 
@@ -96,7 +97,7 @@ def test_half_precision_weights(tmp_path: Path, dtype: str) -> None:
     folder = write_folder(tmp_path, lora("self_attn.o_proj", 8, 8))
     weights = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in lora("self_attn.o_proj", 8, 8).items()}
     save_torch(weights, folder / "adapter_model.safetensors")
-    tensors, _ = tensors_from_peft(folder, SLOTS, 8)
+    tensors, _ = slot_tensors(folder, SLOTS, 8)
     a, b = (value.float().numpy() for value in weights.values())
     np.testing.assert_allclose(delta(tensors, "model.layers.0.attn.o_proj"), (b @ a).T * 3, rtol=1e-5)
 
@@ -104,19 +105,19 @@ def test_half_precision_weights(tmp_path: Path, dtype: str) -> None:
 def test_graph_in_half_precision_gets_half_precision(tmp_path: Path) -> None:
     slots = {name: {**entry, "dtype": "float16"} for name, entry in SLOTS.items()}
     weights = {**lora("self_attn.o_proj", 8, 8), "base_model.model.score.weight": np.ones((3, 8), np.float32)}
-    tensors, info = tensors_from_peft(write_folder(tmp_path, weights), slots, 8)
+    tensors, info = slot_tensors(write_folder(tmp_path, weights), slots, 8)
     assert {str(value.dtype) for value in tensors.values()} == {"float16"}
     assert tensors["class_head.weight"].shape == (1, 8, 3)
     assert info["classes"] == 3
     huge = {name: value * 1e6 for name, value in lora("self_attn.o_proj", 8, 8).items()}
     with pytest.raises(PackageError, match="not finite at float16"):
-        tensors_from_peft(write_folder(tmp_path, huge), slots, 8)
+        slot_tensors(write_folder(tmp_path, huge), slots, 8)
 
 
 def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
     """Phi-3 has one LoRA for q, k and v, and one for gate and up."""
     weights = {**lora("self_attn.qkv_proj", 8, 16), **lora("mlp.gate_up_proj", 8, 24, seed=1)}
-    tensors, _ = tensors_from_peft(write_folder(tmp_path, weights), SLOTS, 8)
+    tensors, _ = slot_tensors(write_folder(tmp_path, weights), SLOTS, 8)
     qa, qb, ga, gb = weights.values()
     np.testing.assert_allclose(delta(tensors, "model.layers.0.attn.qkv_proj"), (qb @ qa).T * 3, rtol=1e-5)
     both = np.concatenate([delta(tensors, f"model.layers.0.mlp.{name}") for name in ("gate_proj", "up_proj")], axis=1)
@@ -127,15 +128,15 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
     "config, weights, message",
     [
         ({"use_dora": True}, {}, "adapter_config.json: use_dora is true"),
-        ({"peft_type": "IA3"}, {}, "peft_type is IA3; only LORA"),
+        ({"peft_type": "IA3"}, {}, "peft_type is 'IA3'; only LORA"),
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'; slots have no bias"),
         ({"fan_in_fan_out": True}, {}, "fan_in_fan_out is true"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4', which changes the base's weights"),
-        ({}, lora("mlp.router", 8, 4), r"model.layers.0.mlp.router has no slot in this base"),
-        ({}, one("lm_head.lora_A.weight", 2, 8), "lm_head.lora_A.weight has no slot"),
-        ({}, one("model.embed_tokens.weight", 9, 8), "embed_tokens.weight has no slot"),
+        ({}, lora("mlp.router", 8, 4), r"model.layers.\{n\}.mlp.router has no slot in this base"),
+        ({}, one("lm_head.lora_A.weight", 2, 8), "lm_head.lora_A.weight: lm_head has no slot"),
+        ({}, one("model.embed_tokens.weight", 9, 8), "embed_tokens.weight: has no slot"),
         ({}, lora("self_attn.q_proj", 16, 8), r"A \[16, 2\] and B \[2, 8\], but the base takes \[8, r\] and \[r, 8\]"),
-        ({}, one("score.weight", 3, 16), r"score.weight has shape \[3, 16\], but the base takes \[classes, 8\]"),
+        ({}, one("score.weight", 3, 16), r"the head has shape \[3, 16\], but the base takes \[classes, 8\]"),
         ({}, one("model.layers.0.mlp.up_proj.lora_A.weight", 2, 8), "mlp.up_proj comes without its lora_B"),
         ({}, one("model.layers.0.mlp.up_proj.lora_A.weight", 2, 8, np.int32), "dtype I32; valid: BF16"),
     ],
@@ -144,7 +145,7 @@ def test_what_slots_cannot_hold_is_named(
     tmp_path: Path, config: dict[str, Any], weights: dict[str, np.ndarray], message: str
 ) -> None:
     with pytest.raises(PackageError, match=message):
-        tensors_from_peft(write_folder(tmp_path, weights or lora("self_attn.o_proj", 8, 8), **config), SLOTS, 8)
+        slot_tensors(write_folder(tmp_path, weights or lora("self_attn.o_proj", 8, 8), **config), SLOTS, 8)
 
 
 def test_everything_wrong_in_one_error(tmp_path: Path) -> None:
@@ -154,24 +155,24 @@ def test_everything_wrong_in_one_error(tmp_path: Path) -> None:
     }
     folder = write_folder(tmp_path, weights, use_dora=True, bias="all")
     with pytest.raises(PackageError) as caught:
-        tensors_from_peft(folder, SLOTS, 8)
+        slot_tensors(folder, SLOTS, 8)
     for part in ("use_dora", "bias is 'all'", "embed_tokens.weight", str(folder / "adapter_config.json")):
         assert part in str(caught.value)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"adapter_config\.json: there is no such file"):
-        tensors_from_peft(tmp_path, SLOTS, 8)
+        slot_tensors(tmp_path, SLOTS, 8)
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(PackageError, match="is a pickle, which is never loaded"):
-        tensors_from_peft(tmp_path, SLOTS, 8)
+        slot_tensors(tmp_path, SLOTS, 8)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not a safetensors file")
     with pytest.raises(PackageError, match="is no LoRA configuration, it lacks peft_type, r, lora_alpha"):
-        tensors_from_peft(tmp_path, SLOTS, 8)
+        slot_tensors(tmp_path, SLOTS, 8)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     with pytest.raises(PackageError, match="is no safetensors file"):
-        tensors_from_peft(tmp_path, SLOTS, 8)
+        slot_tensors(tmp_path, SLOTS, 8)
 
 
 @pytest.mark.parametrize("file_format", ["onnx_adapter", "safetensors"])
@@ -183,8 +184,8 @@ def test_files_of_olive_convert_adapters(
     folder = make_peft_adapter(tiny_llama_path, rank=6, labels=["a", "b"], use_rslora=rslora)
     target = convert_with_olive(folder, tmp_path / f"olive.{file_format}")
     slots = tiny_slots()
-    wanted, info = tensors_from_peft(folder, slots, 64)
-    found, olive_info = tensors_from_olive_adapter(target, slots, 64)
+    wanted, info = slot_tensors(folder, slots, 64)
+    found, olive_info = slot_tensors(target, slots, 64)
     assert olive_info == info
     assert set(found) == set(wanted)
     for name, value in wanted.items():
@@ -205,11 +206,11 @@ def tiny_slots() -> dict[str, dict[str, Any]]:
 
 
 def test_file_in_slot_form_passes_through(tmp_path: Path) -> None:
-    tensors, info = tensors_from_peft(write_folder(tmp_path / "peft", lora("self_attn.v_proj", 8, 4)), SLOTS, 8)
+    tensors, info = slot_tensors(write_folder(tmp_path / "peft", lora("self_attn.v_proj", 8, 4)), SLOTS, 8)
     path = tmp_path / "ours.onnx_adapter"
     write_adapter(path, tensors, base_fingerprint="00abcdef99")
     assert stored_base_version(path) == 0x00ABCDE
-    found, found_info = tensors_from_olive_adapter(path, SLOTS, 8)
+    found, found_info = slot_tensors(path, SLOTS, 8)
     assert found_info == info
     assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
     assert set(read_adapter(path)) == set(tensors)
@@ -219,7 +220,7 @@ def test_file_in_slot_form_passes_through(tmp_path: Path) -> None:
     "name, content, message",
     [
         ("a.npz", b"", "an adapter is a PEFT folder"),
-        ("a.onnx_adapter", b"", "is no .onnx_adapter file, it has 0 bytes"),
+        ("a.onnx_adapter", b"", "is no .onnx_adapter file, .* it has 0 bytes"),
         ("a.onnx_adapter", b"plainly something else, and long enough", "is no .onnx_adapter file"),
         ("a.safetensors", b"x", "is no safetensors file"),
     ],
@@ -227,7 +228,7 @@ def test_file_in_slot_form_passes_through(tmp_path: Path) -> None:
 def test_files_of_other_kinds(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PackageError, match=message):
-        tensors_from_olive_adapter(tmp_path / name, SLOTS, 8)
+        slot_tensors(tmp_path / name, SLOTS, 8)
 
 
 def test_int4_adapter_of_olive_is_refused(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_int4_adapter_of_olive_is_refused(tmp_path: Path) -> None:
         tmp_path / "a.safetensors",
     )
     with pytest.raises(PackageError, match="without --quantize_int4"):
-        tensors_from_olive_adapter(tmp_path / "a.safetensors", SLOTS, 8)
+        slot_tensors(tmp_path / "a.safetensors", SLOTS, 8)
 
 
 def test_check_fits_names_every_tensor() -> None:
@@ -260,10 +261,9 @@ def test_check_fits_names_every_tensor() -> None:
 
 
 def test_safetensors_reader_agrees_with_the_library(tmp_path: Path) -> None:
-    from runtime.conversion import _read_safetensors
 
     save_file(lora("self_attn.q_proj", 8, 8), tmp_path / "a.safetensors")
     wanted = load_file(tmp_path / "a.safetensors")
-    found = _read_safetensors(tmp_path / "a.safetensors")
+    found, _ = read_safetensors(tmp_path / "a.safetensors")
     assert set(found) == set(wanted)
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)

@@ -185,7 +185,7 @@ def test_command_line_adds_lists_and_removes(
     )
     model.reload()
     assert model.generate("The", "poem", 12) != first
-    assert main(["remove", str(package), "sort"]) == 0
+    assert main(["drop", str(package), "sort"]) == 0
     model.reload()
     files = {p.relative_to(package).as_posix() for p in (package / "adapters").iterdir()}
     assert files == {entry["file"] for entry in model.adapters.values()} and len(files) == 3
@@ -202,12 +202,12 @@ def test_adapter_is_replaced_and_removed_under_a_running_stream(
     assert main(["add", str(package), "story", str(make_peft_adapter(tiny_llama_path, seed=8)), "--replace"]) == 0
     model.reload()
     assert model.generate("The", "story", 30, stop_at_eos=False) != whole
-    assert main(["remove", str(package), "story"]) == 0
+    assert main(["drop", str(package), "story"]) == 0
     model.reload()
     shutil.copytree(original, package, dirs_exist_ok=True)  # the first adapter comes back
     model.reload()
     assert model.generate("The", "story", 30, stop_at_eos=False) == whole
-    assert main(["remove", str(package), "story"]) == 0
+    assert main(["drop", str(package), "story"]) == 0
     model.reload()
     assert "".join([*pieces, *stream]).rstrip("\ufffd") == whole.rstrip("\ufffd")
     with pytest.raises(PackageError, match="there is no adapter 'story'"):
@@ -250,7 +250,7 @@ def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
         (["add", "P", "new", "SOURCE", "--template", "{a", "--max-length", "0"], "max_length is 0"),
         (["add", "P", "new", "WIDE"], "but the base takes [64, r]"),
         (["add", "P", "new", "FOREIGN"], "made for another base"),
-        (["remove", "P", "moodd"], "did you mean 'mood'"),
+        (["drop", "P", "moodd"], "did you mean 'mood'"),
         (["list", "nowhere"], "is no package"),
     ],
 )

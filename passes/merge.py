@@ -1,0 +1,120 @@
+"""Merges one adapter into its base and builds a package of its own: for deployments that serve a single task."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passes.atomic_folder import is_result, replace_folder
+from passes.base_model import local_folder
+from passes.merged_base import Change, changes_from_peft, changes_from_slots, weight_shapes, write_merged_base
+from passes.package import write_package
+from runtime.adapter_file import HEAD, read_adapter, write_adapter
+from runtime.adapter_settings import SETTINGS, checked_settings
+from runtime.adapter_source import read_source
+from runtime.adapters import check_name, install_adapter
+from runtime.errors import PackageError
+from runtime.manifest import adapter_entry, base_fingerprint, read_manifest, write_manifest
+
+
+def merge_adapter(
+    package: Path,
+    adapter: str,
+    base: str | Path,
+    folder: Path,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes a package with one adapter in its base, at the precision and for the target of `package`.
+
+    The new package has one adapter, named as before, so that it is used as before: a classifier keeps its head as an
+    adapter of rank 0; a generation adapter keeps its template, in a file whose matrices are empty.
+
+    Args:
+        package: the package; it stays as it is.
+        adapter: name of an adapter in it, or a PEFT folder (LoRA or DoRA) that was trained on the same base.
+        base: the float base that the package was made from: a folder, or the name of a Hugging Face repository.
+        folder: the new package; an older package there is replaced, any other content is refused.
+        name: the adapter's name in the new package; needed with a PEFT folder.
+        settings: task, labels, template, max_length in the place of the adapter's own.
+
+    Returns:
+        The adapter's name.
+
+    Raises:
+        PackageError: no such adapter, another base, or a folder that is no package; nothing was written.
+        OlivalError: the build failed; an older package in `folder` stays as it was.
+    """
+    package, folder = Path(package).resolve(), Path(folder).resolve()
+    manifest = read_manifest(package)
+    if folder == package:
+        raise PackageError(f"{folder}: is the package that is merged; choose another folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
+        raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
+    source = local_folder(str(base))
+    if (found := base_fingerprint(source)) != manifest["base"]["fingerprint"]:
+        raise PackageError(
+            f"{source}: is not the base of package '{manifest['name']}': fingerprint {found[:12]}, "
+            f"not {manifest['base']['fingerprint'][:12]} ({manifest['base'].get('name')})"
+        )
+    name, changes, head, own = _adapter(package, manifest, adapter, name, source)
+    check_name(name)
+    given = checked_settings(name, {**own, **(settings or {})}, None if head is None else head.shape[2])
+    if given["task"] == "generation":
+        head = None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="merge-") as work:
+        merged = Path(work) / f"{source.name}-{name}"
+        write_merged_base(source, merged, changes)
+        new = Path(work) / "package"
+        built = write_package(
+            new,
+            base_path=merged,
+            adapter_folders={},
+            precision=manifest["precision"],
+            execution_provider=manifest["target"]["execution_provider"],
+            quantization=manifest.get("quantization"),
+            threads=manifest["target"].get("threads"),
+            name=f"{manifest['name']}-{name}",
+        )
+        file = Path(work) / f"{name}.onnx_adapter"
+        write_adapter(file, {HEAD: head} if head is not None else _nothing(built["slots"]))
+        built["adapters"][name] = install_adapter(new, built, name, file, given)
+        built["base"]["merged"] = {"adapter": name, "base_fingerprint": manifest["base"]["fingerprint"]}
+        write_manifest(new, built)
+        read_manifest(new)
+        shutil.rmtree(merged)
+        replace_folder(new, folder)
+    return name
+
+
+def _adapter(
+    package: Path, manifest: Mapping[str, Any], adapter: str, name: str | None, base: Path
+) -> tuple[str, dict[str, Change], np.ndarray | None, dict[str, Any]]:
+    """(name, changes of the base's weights, head (1, hidden, classes) or None, settings) of an adapter."""
+    if adapter not in manifest["adapters"] and Path(adapter).is_dir():
+        if name is None:
+            raise PackageError(f"{adapter}: is a folder; --name says what the adapter is called in the new package")
+        source = read_source(Path(adapter))
+        changes, head = changes_from_peft(source, manifest["base"]["hidden_size"])
+        dtype = next(iter(manifest["slots"].values()))["dtype"]
+        return name, changes, None if head is None else head[None].astype(dtype), source.settings
+    entry = adapter_entry(manifest, adapter)
+    tensors = read_adapter(package / entry["file"])
+    head = tensors.get(HEAD)
+    own = {key: entry.get(key) for key in SETTINGS}
+    return name or adapter, changes_from_slots(tensors, manifest["slots"], set(weight_shapes(base))), head, own
+
+
+def _nothing(slots: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Tensors of rank 0, which leave the base as it is: an adapter file must hold something."""
+    slot, entry = next(iter(slots.items()))
+    return {
+        f"{slot}.lora_A.weight": np.zeros((1, entry["in"], 0), entry["dtype"]),
+        f"{slot}.lora_B.weight": np.zeros((1, 0, entry["out"]), entry["dtype"]),
+    }

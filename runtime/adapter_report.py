@@ -1,0 +1,138 @@
+"""What `inspect` and `check` print of an adapter: facts as plain values, and the same as text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.adapter_names import FITS, REPAIRED, oriented, sort_parts
+from runtime.adapter_source import Source
+from runtime.conversion import Fit
+from runtime.manifest import read_manifest
+from runtime.peft_config import meaning_problems, scale
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """Facts of an adapter by itself, without any base: kind, ranks, targets, layers, dtypes, head, scales, tensors."""
+    parts = sort_parts(source)
+    ranks, layers, scales, targets = set(), set(), set(), set()
+    for module in parts.modules.values():
+        targets.add(module.name.rpartition(".")[2])
+        layers |= {part for part in module.name.split(".") if part.isdecimal()}
+        if "lora_A" in module.parts:
+            a, _ = oriented(module.parts["lora_A"][1], module.peft, None, 0)
+            rank = a.shape[-1] if a.ndim else 0
+            ranks.add(rank)
+            if source.config is not None and rank:
+                scales.add(round(scale(source.config, module.name, rank), 6))
+    dora = any("lora_magnitude_vector" in module.parts for module in parts.modules.values())
+    head = None
+    if parts.head is not None:
+        values, _ = oriented(parts.head[1], source.kind == "PEFT folder", None, 0)
+        head = {"tensor": parts.head[0], "classes": values.shape[-1] if values.ndim else 0}
+    return {
+        "path": str(source.path),
+        "format": source.kind,
+        "kind": "DoRA" if dora else "LoRA" if parts.modules else "head" if head else "unknown",
+        "ranks": sorted(ranks),
+        "targets": sorted(targets),
+        "layers": len(layers),
+        "dtypes": dict(Counter(source.dtypes.values())),
+        "values": sum(value.size for value in source.tensors.values()),
+        "head": head,
+        "labels": source.settings.get("labels"),
+        "scales": sorted(scales) if source.config is not None else "folded into B",
+        "base": (source.config or {}).get("base_model_name_or_path"),
+        "base_version": f"{source.base_version:07x}" if source.base_version not in (0, 1) else None,
+        "notes": ([] if source.config is None else meaning_problems(source.config))
+        + [f"{finding.key}: {finding.note}" for finding in parts.findings],
+        "tensors": [
+            {"name": name, "shape": list(value.shape), "dtype": source.dtypes[name]}
+            for name, value in source.tensors.items()
+        ],
+    }
+
+
+def describe_package(folder: Path) -> dict[str, Any]:
+    """Facts of a package and its adapters, from its manifest, after every file was compared with it."""
+    manifest = read_manifest(folder)
+    keys = ("task", "rank", "target_modules", "labels", "template", "max_length", "file", "bytes")
+    adapters = {name: {key: entry.get(key) for key in keys} for name, entry in manifest["adapters"].items()}
+    base, target = manifest["base"], manifest["target"]
+    return {
+        "path": str(folder),
+        "format": "package",
+        "name": manifest.get("name"),
+        "base": base.get("name"),
+        "fingerprint": base["fingerprint"],
+        "precision": manifest["precision"],
+        "target": target.get("execution_provider"),
+        "slots": len(manifest["slots"]),
+        "adapters": adapters,
+    }
+
+
+def inspect_text(facts: Mapping[str, Any]) -> str:
+    """The facts of `describe_source` or `describe_package`, a line each, then the tensors or adapters as a table."""
+    width = max(len(key) for key in facts)
+    lines = [
+        f"{key.ljust(width)}  {_plain(value)}"
+        for key, value in facts.items()
+        if key not in ("tensors", "adapters", "notes") and value not in (None, [], {})
+    ]
+    lines += [f"note: {note}" for note in facts.get("notes", [])]
+    if "adapters" in facts:
+        rows = [
+            [name, e["task"], f"rank {e['rank']}", f"{e['bytes']:,} bytes", ", ".join(e["labels"] or [])]
+            for name, e in facts["adapters"].items()
+        ]
+    else:
+        rows = [[t["name"], t["dtype"], " x ".join(map(str, t["shape"]))] for t in facts["tensors"]]
+    return "\n".join([*lines, "", *_table(rows)])
+
+
+def check_text(source: Source, result: Fit, manifest: Mapping[str, Any], as_json: bool) -> str:
+    """Every tensor with its verdict, the slots that stay empty, and whether the adapter fits; as JSON for programs."""
+    base = manifest["base"]
+    counts = Counter(finding.verdict for finding in result.findings)
+    if as_json:
+        facts = {
+            "fits": result.fits,
+            "problems": result.problems,
+            "verdicts": dict(counts),
+            "empty_slots": result.empty_slots,
+            **result.info,
+            "tensors": [vars(finding) for finding in result.findings],
+        }
+        return json.dumps(facts, indent=2)
+    order = {key: position for position, key in enumerate(source.tensors)}
+    rows = [
+        [f.verdict, f.key, " x ".join(map(str, f.shape)), f.dtype, f.note]
+        for f in sorted(result.findings, key=lambda f: order[f.key])
+    ]
+    slots = len(manifest["slots"])
+    lines = [*_table(rows), ""]
+    lines += [f"problem: {problem}" for problem in result.problems]
+    lines.append(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no tensors")
+    lines.append(f"{slots - len(result.empty_slots)} of {slots} slots filled, the others stay empty")
+    named = f"the base of '{manifest.get('name')}' ({base.get('name')}, {base['fingerprint'][:12]})"
+    bad = sum(counts[verdict] for verdict in counts if verdict not in (FITS, REPAIRED))
+    if result.fits:
+        lines.append(f"fits {named}" + (", after the repairs above" if counts[REPAIRED] else ""))
+    else:
+        lines.append(f"does not fit {named}: {bad} tensors, {len(result.problems)} other problems")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
