@@ -174,11 +174,16 @@ def _fill_slots(
                 problems.append(f"{source}: {module} has no slot in this base; {nearest(slot, slots)}")
                 continue
             wanted = (slots[slot]["in"], slots[slot]["parts"].get(part, slots[slot]["out"]))
+            if heads := slots[slot].get("heads"):
+                unpadded = [n // heads["padded_size"] * heads["size"] for n in wanted]
+                wanted = (unpadded[0], wanted[1]) if part == "o_proj" else (wanted[0], unpadded[1])
             if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
                 problems.append(
                     f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
                     f"but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
                 )
+            elif heads:
+                a, b = _pad_heads(part, (a, b), slots[slot])
             by_slot.setdefault(slot, {})[part] = (a, b)
     if head is not None and (head.ndim != 2 or head.shape[0] != (hidden or head.shape[0])):
         problems.append(
@@ -218,6 +223,25 @@ def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> 
             (f"{parent}.up_proj", "up_proj", (a, b[:, half:])),
         ]
     return [(f"{parent}.{target}", target, pair)]
+
+
+def _pad_heads(part: str, pair: Pair, slot: Mapping[str, Any]) -> Pair:
+    """The pair for heads that the graph has widened with zeros, see passes/graph/head_padding.py."""
+    heads = slot["heads"]
+
+    def widen(value: np.ndarray) -> np.ndarray:  # (heads * size, r)
+        split = value.reshape(-1, heads["size"], value.shape[1])
+        wide = np.zeros((len(split), heads["padded_size"], value.shape[1]), value.dtype)
+        wide[:, heads["positions"]] = split
+        return wide.reshape(-1, value.shape[1])
+
+    a, b = pair
+    if part == "o_proj":
+        return widen(a), b
+    b = widen(b.T).T
+    sizes = {part: b.shape[1]} if part in slot["parts"] else slot["parts"]  # Phi-3 packs q, k and v in one module
+    scale = np.repeat([heads["scale"].get(name, 1.0) for name in sizes], list(sizes.values()))
+    return a, b * scale.astype(np.float32)
 
 
 def _pack(parts: Mapping[str, Pair], slot: Mapping[str, Any]) -> Pair:
