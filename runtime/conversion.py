@@ -173,16 +173,13 @@ def _fill_slots(
             if slot not in slots:
                 problems.append(f"{source}: {module} has no slot in this base; {nearest(slot, slots)}")
                 continue
-            wanted = (slots[slot]["in"], slots[slot]["parts"].get(part, slots[slot]["out"]))
-            if heads := slots[slot].get("heads"):
-                unpadded = [n // heads["padded_size"] * heads["size"] for n in wanted]
-                wanted = (unpadded[0], wanted[1]) if part == "o_proj" else (wanted[0], unpadded[1])
+            wanted = _own_size(slots[slot], part)
             if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
                 problems.append(
                     f"{source}: {module} has A {list(a.shape)} and B {list(b.shape)}, "
                     f"but the base takes [{wanted[0]}, r] and [r, {wanted[1]}]"
                 )
-            elif heads:
+            elif "heads" in slots[slot]:
                 a, b = _pad_heads(part, (a, b), slots[slot])
             by_slot.setdefault(slot, {})[part] = (a, b)
     if head is not None and (head.ndim != 2 or head.shape[0] != (hidden or head.shape[0])):
@@ -215,6 +212,12 @@ def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> 
     parent, _, target = module.replace(".self_attn.", ".attn.").rpartition(".")
     if target in _PACKED and f"{parent}.qkv_proj" in slots:
         return [(f"{parent}.qkv_proj", target, pair)]
+    if target == "qkv_proj" and f"{parent}.q_proj" in slots:  # Phi-3 where the graph does not pack them (DirectML)
+        a, b = pair
+        sizes = [_own_size(slots[f"{parent}.{part}"], part)[1] for part in _PACKED]
+        if sum(sizes) == b.shape[1]:
+            blocks = np.split(b, np.cumsum(sizes)[:-1], axis=1)
+            return [(f"{parent}.{part}", part, (a, block)) for part, block in zip(_PACKED, blocks, strict=True)]
     if target == "gate_up_proj":
         a, b = pair
         half = b.shape[1] // 2
@@ -223,6 +226,16 @@ def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> 
             (f"{parent}.up_proj", "up_proj", (a, b[:, half:])),
         ]
     return [(f"{parent}.{target}", target, pair)]
+
+
+def _own_size(slot: Mapping[str, Any], part: str) -> tuple[int, int]:
+    """Input and output size of a projection of the base itself, whose heads the graph may have widened."""
+    size_in, size_out = slot["in"], slot["parts"].get(part, slot["out"])
+    if heads := slot.get("heads"):
+        if part == "o_proj":
+            return size_in // heads["padded_size"] * heads["size"], size_out
+        size_out = size_out // heads["padded_size"] * heads["size"]
+    return size_in, size_out
 
 
 def _pad_heads(part: str, pair: Pair, slot: Mapping[str, Any]) -> Pair:

@@ -83,6 +83,40 @@ def test_architecture_with_lora_gives_the_logits_of_peft(
     np.testing.assert_allclose(run_graph(graph, IDS, **tensors)["logits"], wanted, atol=1e-4)
 
 
+LONGROPE = {
+    "original_max_position_embeddings": 16,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+        "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+    },
+}
+
+
+@pytest.mark.parametrize("provider", ["cpu", "dml"])
+def test_phi3_with_longrope_on_both_sides_of_its_first_context(
+    tmp_path: Path, make_peft_adapter: Callable[..., Path], provider: str
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = save_tiny_model(tmp_path / "base", "phi3", **LONGROPE)
+    build_base(base, tmp_path / "out", "fp32" if provider == "cpu" else "fp16", provider, threads=2)
+    graph, slots = surgery(tmp_path / "out")
+    folder = make_peft_adapter(base, target_modules=["qkv_proj", "o_proj"])
+    tensors, _ = tensors_from_peft(folder, slots, 64)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    for length in (9, 16, 17, 40):
+        ids = np.random.default_rng(length).integers(3, 290, (1, length)).astype(np.int64)
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(ids)).logits.numpy()
+        found = run_graph(graph, ids, **tensors)["logits"].astype(np.float32)
+        np.testing.assert_allclose(found, wanted, atol=1e-4 if provider == "cpu" else 0.1)
+
+
 def test_every_claimed_architecture_is_tested() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -108,7 +142,10 @@ def test_graphs_for_gpus_run_on_the_cpu(
     assert next(iter(slots)) == f"model.layers.0.attn.{first}"
     assert {entry["dtype"] for entry in slots.values()} == {"float16"}
     config = json.loads((tmp_path / "genai_config.json").read_text())
-    assert [list(o) for o in config["model"]["decoder"]["session_options"]["provider_options"]] == [[provider]]
+    session = config["model"]["decoder"]["session_options"]
+    own = {"cuda": ("enable_cuda_graph", "0"), "dml": ("enable_graph_capture", "1")}[provider]
+    assert session["provider_options"][0][provider].items() >= {own} and len(session["provider_options"]) == 1
+    assert session["intra_op_num_threads"] == 2 and config["search"]["past_present_share_buffer"] is True
     folder = make_peft_adapter(tiny_llama_path, labels=["a", "b"])
     tensors, _ = tensors_from_peft(folder, slots, 64)
     found = run_graph(graph, IDS, **tensors)
@@ -155,6 +192,7 @@ def test_base_that_cannot_be_exported(
 @pytest.mark.parametrize(
     "precision, provider, quantization, messages",
     [
+        ("int4", "cpu", {"algorithm": "gptq"}, ["needs calibration texts", "take k_quant or hqq"]),
         ("fp16", "cpu", None, ["precision is 'fp16', which cpu cannot run", "Valid: fp32, int4, int8"]),
         ("int4", "gpu", None, ["execution_provider is 'gpu'", "Valid: cpu, cuda, dml"]),
         ("fp32", "cpu", {"block_size": 32}, ["block_size has no meaning at precision fp32"]),

@@ -236,7 +236,8 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         [
             "input_model.model_path: config.json: head_dim is 8 (hidden_size / num_attention_heads where head_dim is "
             "not given); onnxruntime's GroupQueryAttention takes multiples of 16, and heads are widened to one only "
-            "where their size is even and partial_rotary_factor is 1 (here 0.5)"
+            "where their size is even, rope_type is default, linear, llama3 (here default) and partial_rotary_factor "
+            "is 1 (here 0.5)"
         ],
     ),
     "no such base": (
