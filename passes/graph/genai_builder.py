@@ -44,11 +44,12 @@ def run_genai_builder(
 
 
 def _state_what_is_read(config: Any) -> None:
-    """Says in other words what 0.18 overlooks in a configuration, without a warning.
+    """Says in other words what 0.18 overlooks in a configuration.
 
     It looks for the layers with a sliding window in layer_types alone, which Mistral and Phi-3 do not have, and for
     linear scaling of rotary positions in every class but Llama's; Mistral's differs from it in nothing else.
     """
+    config.rope_parameters.setdefault("type", config.rope_parameters["rope_type"])  # the name before transformers 5
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
     if config.architectures[0] == "LlamaForCausalLM" and config.rope_parameters["rope_type"] == "linear":

@@ -87,6 +87,7 @@ LONGROPE = {
     "original_max_position_embeddings": 16,
     "rope_parameters": {
         "rope_type": "longrope",
+        "type": "longrope",  # as in the configurations that Phi-3 models are published with
         "rope_theta": 1e4,
         "original_max_position_embeddings": 16,
         "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
