@@ -16,6 +16,7 @@ from passes.base_model import base_name, local_folder
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_precision
 from passes.graph.head import add_class_head
+from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
 from runtime.adapters import install_adapter
 from runtime.errors import OlivalError, PackageError
@@ -65,6 +66,7 @@ def write_package(
     try:
         build_base(base, new, precision, execution_provider, quantization, threads)
         slots = _operate(new / "model.onnx")
+        mark_slots(slots, head_layout(json.loads((base / "config.json").read_text(encoding="utf-8"))))
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": name,

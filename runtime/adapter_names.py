@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.adapter_source import CONFIG, Source
+from runtime.lora_quantization import ZERO_POINT
 
 FITS, REPAIRED, OTHER_BASE, NO_SLOT, UNUSABLE = "fits", "repaired", "other base", "no slot", "unusable"
 # PEFT:            base_model.model.model.layers.0.self_attn.q_proj.lora_A[.default].weight
@@ -61,7 +62,10 @@ def sort_parts(source: Source) -> Parts:
             parts.findings.append(finding(source, key, verdict, note))
 
         lora, head = _LORA.fullmatch(key), _HEADS.fullmatch(key)
-        if source.dtypes[key] not in ("float16", "float32", "float64", "bfloat16"):
+        in_8_bits = source.dtypes[key] == "uint8" and key.endswith(".lora_A.weight")  # of a slot, see quantize_a
+        if in_8_bits:
+            value = value.astype(np.float32) - ZERO_POINT
+        if not in_8_bits and source.dtypes[key] not in ("float16", "float32", "float64", "bfloat16"):
             hint = "int4 weights have no slot, convert without --quantize_int4" if ".quant." in key else "no float"
             told(UNUSABLE, f"dtype {source.dtypes[key]}: {hint}")
         elif ".quant." in key:

@@ -25,13 +25,14 @@ from runtime.adapter_names import (
 )
 from runtime.adapter_source import CONFIG, Source, read_source
 from runtime.errors import PackageError, nearest
+from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
+from runtime.lora_quantization import quantize_a
 from runtime.peft_config import meaning_problems, scale
 
 _PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _MOST_LINES = 20
 
 Pair = tuple[np.ndarray, np.ndarray]  # A (in, r) and B (r, out) with the scale folded in
-Slots = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass
@@ -115,7 +116,10 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
     with np.errstate(over="ignore"):  # what overflows in float16 is named below
         for slot in (s for s in slots if s in placed):
             a, b = _pack(placed[slot], slots[slot])
-            tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, dtype)[None]
+            a_dtype = slots[slot].get("a_dtype", dtype)
+            if a_dtype == "uint8":
+                a, b = quantize_a(a, b)
+            tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, a_dtype)[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
@@ -150,10 +154,13 @@ def _place_module(
         return told(UNUSABLE, f"{module.name} comes without its {missing[0]}")
     if "lora_magnitude_vector" in module.parts and not (source.config or {}).get("use_dora"):
         return told(UNUSABLE, "a DoRA magnitude, but use_dora is not true")
-    size_in = slots[places[0][0]]["in"]
-    size_out = sum(size for _, _, size in places)
-    a, a_turned = oriented(module.parts["lora_A"][1], module.peft, size_in, 0)
-    b, b_turned = oriented(module.parts["lora_B"][1], module.peft, size_out, 1)
+    raw_a, raw_b = module.parts["lora_A"][1], module.parts["lora_B"][1]
+    size_in, size_out = own_sizes(places, slots)
+    widen = "heads" in slots[places[0][0]]
+    if widen and source.config is None and graph_sizes(places, slots) == (raw_a.shape[-2], raw_b.shape[-1]):
+        widen, (size_in, size_out) = False, graph_sizes(places, slots)  # a file in slot form has the graph's heads
+    a, a_turned = oriented(raw_a, module.peft, size_in, 0)
+    b, b_turned = oriented(raw_b, module.peft, size_out, 1)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != size_in or b.shape[1] != size_out or a.shape[1] != b.shape[0]:
         note = f"{module.name} has A {list(a.shape)} and B {list(b.shape)}"
         sizes_fit = a.ndim == b.ndim == 2 and a.shape[0] == size_in and b.shape[1] == size_out
@@ -168,16 +175,16 @@ def _place_module(
         with np.errstate(over="ignore"):
             b = b * np.float32(factor)
     start = 0
-    for slot, part, size in places:
+    for slot, part in places:
+        size = own_sizes([(slot, part)], slots)[1] if widen or len(places) > 1 else size_out
         if part in placed.setdefault(slot, {}) or (placed[slot] and (part is None or None in placed[slot])):
             return told(UNUSABLE, f"slot {slot} is taken by another tensor of this adapter")
         block = b[:, start : start + size]
         used = block.any(axis=1) if len(places) > 1 else np.ones(len(block), bool)
-        placed[slot][part] = (a[:, used], block[used])
+        pair = (a[:, used], block[used])
+        placed[slot][part] = widen_heads(part, pair, slots[slot]) if widen else pair
         start += size
-    target = ", ".join(
-        slot if part in (None, slot.rpartition(".")[2]) else f"{slot} ({part})" for slot, part, _ in places
-    )
+    target = ", ".join(slot if part in (None, slot.rpartition(".")[2]) else f"{slot} ({part})" for slot, part in places)
     findings = []
     for half, (key, _) in module.parts.items():
         odd = [repaired[key]] if key in repaired else []
@@ -206,18 +213,17 @@ def _index(slots: Slots) -> dict[str, tuple[str, str]]:
     }
 
 
-def _places(name: str, slots: Slots, index: Mapping[str, tuple[str, str]]) -> list[tuple[str, str | None, int]]:
-    """(slot, part, its outputs) that a layer's pair goes to; several where the layer is packed and the graph is not."""
+def _places(name: str, slots: Slots, index: Mapping[str, tuple[str, str]]) -> list[Place]:
+    """(slot, part) that a layer's pair goes to; several where the layer is packed and the graph is not."""
     for module in (name, name.replace(".self_attn.", ".attn.")):
         if module in index:
-            slot, part = index[module]
-            return [(slot, part, slots[slot]["parts"][part])]
+            return [index[module]]
         if module in slots:
-            return [(module, None, slots[module]["out"])]
+            return [(module, None)]
         parent, _, tail = module.rpartition(".")
         members = [index.get(f"{parent}.{member}") for member in _PACKS.get(tail, ())]
         if members and all(members):
-            return [(slot, part, slots[slot]["parts"][part]) for slot, part in filter(None, members)]
+            return list(filter(None, members))
     return []
 
 

@@ -63,7 +63,7 @@ def meaning_problems(config: Mapping[str, Any], dora: bool = False) -> list[str]
         )
     if config.get("bias", "none") != "none":
         problems.append(f"bias is {_short(config['bias'])}; slots have no bias, train with 'none'")
-    for key in ("fan_in_fan_out", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
+    for key in ("lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
         if config.get(key):
             problems.append(f"{key} is {_short(config[key])}; slots cannot express it")
     start = _short(config.get("init_lora_weights", "")).strip("'").lower()

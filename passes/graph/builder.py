@@ -16,6 +16,8 @@ from passes.base_model import local_folder
 from passes.graph.checks import check_base as check_base
 from passes.graph.checks import check_blocks
 from passes.graph.checks import check_precision as check_precision
+from passes.graph.genai_builder import run_genai_builder
+from passes.graph.head_padding import head_layout, save_padded
 from runtime.errors import OlivalError
 
 # With these a tied embedding reads the quantized lm_head; with the others it is a float table of its own, because the
@@ -51,8 +53,12 @@ def build_base(
     work = out_folder / "builder-work"
     work.mkdir(parents=True, exist_ok=True)
     out_folder.mkdir(parents=True, exist_ok=True)
+    layout = head_layout(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     try:
         with _silence(f"exporting {folder.name} at {precision} for {execution_provider}"):
+            if layout is not None:
+                save_padded(folder, layout, work / "padded")
+                folder = work / "padded"
             if precision == "int8" or options.get("algorithm") == "hqq":
                 _build_then_quantize(folder, out_folder, work, precision, execution_provider, options)
             else:
@@ -68,22 +74,20 @@ def usable_cpus() -> int:
 
 
 def _run_builder(folder: Path, out: Path, work: Path, precision: str, provider: str, options: dict[str, Any]) -> None:
-    from onnxruntime_genai.models.builder import create_model
-
-    extra: dict[str, Any] = {"hf_remote": False, "hf_token": "false"}
+    extra: dict[str, Any] = {}
     if precision == "int4":
-        extra |= {
-            "int4_algo_config": options["algorithm"],
-            "int4_block_size": options["block_size"],
-            "int4_is_symmetric": options["symmetric"],
-            "int4_accuracy_level": options["accuracy_level"],
-            "int4_nodes_to_exclude": options["nodes_to_exclude"],
+        extra = {
+            "algo_config": options["algorithm"],
+            "block_size": options["block_size"],
+            "is_symmetric": options["symmetric"],
+            "accuracy_level": options["accuracy_level"],
+            "nodes_to_exclude": options["nodes_to_exclude"],
         }
         if options["algorithm"] not in SHARING_ALGORITHMS or any(
             "lm_head" in name for name in options["nodes_to_exclude"]
         ):
             extra["shared_embeddings"] = False
-    create_model("", str(folder), str(out), precision, provider, str(work / "cache"), **extra)
+    run_genai_builder(folder, out, precision, provider, work / "cache", extra)
 
 
 def _build_then_quantize(
@@ -93,21 +97,11 @@ def _build_then_quantize(
     import onnx
     import onnx_ir
     from onnxruntime.quantization.matmul_nbits_quantizer import HQQWeightOnlyQuantConfig, MatMulNBitsQuantizer
-    from onnxruntime_genai.models.builder import create_model
 
     full = work / "full"
     # a shared embedding would read the float weight of lm_head, which then stays beside the quantized one
-    create_model(
-        "",
-        str(folder),
-        str(full),
-        "fp32" if provider == "cpu" else "fp16",
-        provider,
-        str(work / "cache"),
-        hf_remote=False,
-        hf_token="false",
-        shared_embeddings=False,
-    )
+    float_precision = "fp32" if provider == "cpu" else "fp16"
+    run_genai_builder(folder, full, float_precision, provider, work / "cache", {"shared_embeddings": False})
     block, level = options["block_size"], options["accuracy_level"]
     quantizer = MatMulNBitsQuantizer(
         onnx.load(full / "model.onnx"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base_model import local_folder
+from passes.graph.head_padding import HEAD_SIZE_STEP, head_layout, head_size
 from runtime.errors import ConfigError, nearest
 
 # Text decoders of the builder whose exported logits agree with transformers at float32 when the slots are in place.
@@ -26,11 +27,11 @@ ARCHITECTURES = (
 )
 # The builder computes other kinds in another way than transformers, or leaves them out.
 ROPE_TYPES = ("default", "linear", "llama3")
+LONG_ROPE = "Phi3ForCausalLM"  # the one architecture whose longrope the builder knows
 # What each provider's attention kernels take: float32 on the CPU, float16 elsewhere; DirectML has no 8-bit MatMulNBits.
 PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int8", "int4"), "dml": ("fp16", "int4")}
 ALGORITHMS = ("default", "hqq", "k_quant", "k_quant_last", "k_quant_mixed", "rtn", "rtn_last")
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # of MatMulNBits
-HEAD_SIZE_STEP = 16  # of GroupQueryAttention, which says so only when it runs
 QUANTIZATION_DEFAULTS: dict[str, Any] = {
     "algorithm": "default",
     "block_size": 32,
@@ -62,14 +63,15 @@ def check_base(model_path: str | Path) -> None:
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_TYPES:
+    if kind not in ROPE_TYPES and (kind, architecture) != ("longrope", LONG_ROPE):
         problems.append(f"config.json: rope_type is {kind}, which has no tested export; {nearest(kind, ROPE_TYPES)}")
-    heads = config.get("num_attention_heads") or 1
-    size = config.get("head_dim") or config.get("hidden_size", 0) // heads
-    if size % HEAD_SIZE_STEP or size == 0:
+    size, partial = head_size(config), rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1
+    if size == 0 or size % 2 or (size % HEAD_SIZE_STEP and (partial != 1 or kind not in ROPE_TYPES)):
         problems.append(
-            f"config.json: head_dim is {size}; onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP} "
-            f"(hidden_size / num_attention_heads where head_dim is not given)"
+            f"config.json: head_dim is {size} (hidden_size / num_attention_heads where head_dim is not given); "
+            f"onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP}, and heads are widened to one only "
+            f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}) and partial_rotary_factor "
+            f"is 1 (here {partial})"
         )
     if problems:
         raise ConfigError(problems)
@@ -101,7 +103,12 @@ def check_precision(precision: str, execution_provider: str, quantization: dict[
     options = {**QUANTIZATION_DEFAULTS, **given}
     if execution_provider != "cpu" and "accuracy_level" not in given:
         options["accuracy_level"] = 0  # the provider's own choice
-    if options["algorithm"] not in ALGORITHMS:
+    if options["algorithm"] == "gptq":
+        problems.append(
+            "quantization: algorithm is 'gptq', which needs calibration texts that an export does not have; take "
+            "k_quant or hqq, which need none"
+        )
+    elif options["algorithm"] not in ALGORITHMS:
         problems.append(
             f"quantization: algorithm is '{options['algorithm']}'; {nearest(options['algorithm'], ALGORITHMS)}"
         )
@@ -138,12 +145,15 @@ def check_blocks(folder: Path, precision: str, options: dict[str, Any]) -> None:
         return
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     block, problems = options["block_size"], []
-    for key in ("hidden_size", "intermediate_size"):
-        blocks = math.ceil(config[key] / block)
+    layout = head_layout(config)
+    attention = config["num_attention_heads"] * (layout["padded_size"] if layout else head_size(config))
+    sizes = {key: config[key] for key in ("hidden_size", "intermediate_size")}
+    for key, size in {**sizes, "num_attention_heads * head_dim": attention}.items():
+        blocks = math.ceil(size / block)
         if blocks % 2:
             problems.append(
                 f"quantization: {algorithm} cannot store zero points for {blocks} blocks, an odd number (config.json: "
-                f"{key} is {config[key]}, block_size is {block}); take another block_size, or algorithm 'default'"
+                f"{key} is {size}, block_size is {block}); take another block_size, or algorithm 'default'"
             )
     if problems:
         raise ConfigError(problems)

@@ -135,6 +135,7 @@ def test_attention_bias_and_tied_embeddings(
         {"symmetric": False},
         {"algorithm": "rtn"},
         {"algorithm": "k_quant_last", "block_size": 16},
+        {"algorithm": "k_quant_mixed", "block_size": 16},
         {"algorithm": "hqq"},
     ],
 )
@@ -149,7 +150,7 @@ def test_quantized_base_with_adapter(
     built = Built(tiny_qwen2_path, tmp_path, "int4", accuracy_level=1, **quantization)
     folder = make_peft_adapter(tiny_qwen2_path, rank=4)
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2_path)
-    load_dequantized(model, built.plain, tied=quantization.get("algorithm") in ("rtn", "k_quant_last"))
+    load_dequantized(model, built.plain, tied=quantization.get("algorithm") in ("rtn", "k_quant_last", "k_quant_mixed"))
     with torch.no_grad():
         wanted = PeftModel.from_pretrained(model, folder).eval()(torch.from_numpy(IDS)).logits.numpy()
     np.testing.assert_allclose(run_graph(built.graph, IDS, **built.adapter(folder))["logits"], wanted, atol=1e-4)

@@ -229,11 +229,15 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "another one"
         ],
     ),
-    "head size 8": (
-        lambda w, f: w["input_model"].update(model_path=str(save_tiny_model(f / "model8", head_dim=8))),
+    "head size 8 and partial rotation": (
+        lambda w, f: w["input_model"].update(
+            model_path=str(save_tiny_model(f / "model8", head_dim=8, partial_rotary_factor=0.5))
+        ),
         [
-            "input_model.model_path: config.json: head_dim is 8; onnxruntime's GroupQueryAttention takes multiples of "
-            "16 (hidden_size / num_attention_heads where head_dim is not given)"
+            "input_model.model_path: config.json: head_dim is 8 (hidden_size / num_attention_heads where head_dim is "
+            "not given); onnxruntime's GroupQueryAttention takes multiples of 16, and heads are widened to one only "
+            "where their size is even, rope_type is default, linear, llama3 (here default) and partial_rotary_factor "
+            "is 1 (here 0.5)"
         ],
     ),
     "no such base": (

@@ -1,0 +1,75 @@
+"""Sizes of projections and their adapters where a graph has widened a base's attention heads with zeros.
+
+onnxruntime's attention takes head sizes that are multiples of 16; passes/graph/head_padding.py widens other bases to
+them. An adapter that was trained on the base itself is widened in the same way when it is put into the graph's slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[np.ndarray, np.ndarray]  # A (in, r) and B (r, out)
+Place = tuple[str, str | None]  # a slot, and the part of it (None: all of it)
+Slots = Mapping[str, Mapping[str, Any]]
+
+
+def graph_sizes(places: Sequence[Place], slots: Slots) -> tuple[int, int]:
+    """Inputs and outputs of what a pair stands beside in the graph."""
+    outputs = (slots[slot]["out"] if part is None else slots[slot]["parts"][part] for slot, part in places)
+    return slots[places[0][0]]["in"], sum(outputs)
+
+
+def own_sizes(places: Sequence[Place], slots: Slots) -> tuple[int, int]:
+    """Inputs and outputs of the base's own projection; as in the graph, unless that has widened the heads."""
+    size_in, size_out = graph_sizes(places, slots)
+    if heads := slots[places[0][0]].get("heads"):
+        if places[0][0].endswith(".o_proj"):
+            return size_in // heads["padded_size"] * heads["size"], size_out
+        size_out = size_out // heads["padded_size"] * heads["size"]
+    return size_in, size_out
+
+
+def widen_heads(part: str | None, pair: Pair, slot: Mapping[str, Any]) -> Pair:
+    """The pair of a projection for the widened heads of the graph.
+
+    Args:
+        part: one of the slot's parts, or None for a pair that covers all of them (Phi-3 packs q, k and v).
+        pair: as it was trained: A (in, r), B (r, out) of the base's own sizes.
+        slot: its "heads" are {"size", "padded_size", "positions" of the own values in a widened head, "scale" by part}.
+    """
+    heads = slot["heads"]
+
+    def widen(value: np.ndarray) -> np.ndarray:  # (heads * size, r)
+        split = value.reshape(-1, heads["size"], value.shape[1])
+        wide = np.zeros((len(split), heads["padded_size"], value.shape[1]), value.dtype)
+        wide[:, heads["positions"]] = split
+        return wide.reshape(-1, value.shape[1])
+
+    a, b = pair
+    if "o_proj" in slot["parts"]:
+        return widen(a), b
+    b = widen(b.T).T
+    sizes = slot["parts"] if part is None else {part: b.shape[1]}
+    scale = np.repeat([heads["scale"].get(name, 1.0) for name in sizes], list(sizes.values()))
+    return a, b * scale.astype(np.float32)
+
+
+def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> tuple[Pair, dict[str, int]]:
+    """The reverse of `widen_heads` for a pair that covers the slot: (pair, outputs of each part) in the base's sizes."""
+    heads = slot.get("heads")
+    if heads is None:
+        return pair, dict(slot["parts"])
+
+    def narrow(value: np.ndarray) -> np.ndarray:  # (heads * padded_size, r)
+        wide = value.reshape(-1, heads["padded_size"], value.shape[1])
+        return wide[:, heads["positions"]].reshape(-1, value.shape[1])
+
+    a, b = pair
+    if "o_proj" in slot["parts"]:
+        return (narrow(a), b), dict(slot["parts"])
+    parts = {part: size // heads["padded_size"] * heads["size"] for part, size in slot["parts"].items()}
+    scale = np.repeat([heads["scale"].get(part, 1.0) for part in parts], list(parts.values()))
+    return (a, narrow(b.T).T / scale.astype(np.float32)), parts
