@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.adapter_file import HEAD, check_fits, read_adapter
 from runtime.errors import PackageError, nearest
+from runtime.lora_quantization import quantize_a
 
 _PACKED = ("q_proj", "k_proj", "v_proj")
 _PEFT_KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_(A|B)\.weight")
@@ -193,7 +194,9 @@ def _fill_slots(
     with np.errstate(over="ignore"):  # what overflows in float16 is named below
         for slot in (s for s in slots if s in by_slot):
             a, b = _pack(by_slot[slot], slots[slot])
-            tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, dtype)[None]
+            if slots[slot].get("a_dtype") == "uint8":
+                a, b = quantize_a(a, b)
+            tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, slots[slot].get("a_dtype", dtype))[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
