@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="decoded by each load in each round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the timed prompt")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--skip-stock", action="store_true", help="leave out Olive's own route, the slowest to build")
     parser.add_argument("--markdown", action="store_true", help="print the table of --out for docs/performance.md")
     args = parser.parse_args()
     if args.markdown:
@@ -50,13 +51,19 @@ def main() -> None:
         return
     if args.work is None:
         parser.error("--work is needed to measure")
-    results = measure(args.shape, args.work, args.rounds, args.tokens, args.prompt, args.threads)
+    results = measure(args.shape, args.work, args.rounds, args.tokens, args.prompt, args.threads, not args.skip_stock)
     args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print_table(results)
 
 
 def measure(
-    shape: str, work: Path, rounds: int, tokens: int = 8, prompt_tokens: int = 512, threads: int = 2
+    shape: str,
+    work: Path,
+    rounds: int,
+    tokens: int = 8,
+    prompt_tokens: int = 512,
+    threads: int = 2,
+    with_stock: bool = True,
 ) -> dict[str, Any]:
     """Runs the whole benchmark. Returns what `as_markdown` reads: rows, absolute numbers, machine and versions."""
 
@@ -64,7 +71,7 @@ def measure(
         print(f"{datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
     load_average = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    paths = prepare(work, shape, RANKS, threads, tell)
+    paths = prepare(work, shape, RANKS, threads, with_stock, tell)
     few = max(2, rounds // 5)
     decode, batch, prefill = _through_genai(paths, rounds, few, tokens, prompt_tokens, threads, tell)
     classify = _through_onnxruntime(paths, few, prompt_tokens, threads, tell)
@@ -125,7 +132,7 @@ def _through_genai(
     """Seconds of decoding, of batches and of prompts."""
     tell("loading")
     base, slots = Engine(paths.int4, "model.onnx", threads), Engine(paths.int4, "slots.onnx", threads)
-    int8, stock = Engine(paths.int4, "slots_int8.onnx", threads), Engine(paths.stock, "model.onnx", threads)
+    int8 = Engine(paths.int4, "slots_int8.onnx", threads)
     ids = np.random.default_rng(0).integers(3, 259, (ROWS, max(START, prompt_tokens)))
     length = START + (rounds + 1) * tokens + 1
 
@@ -140,11 +147,15 @@ def _through_genai(
         **{f"rank {rank}": decoding(slots, f"r{rank}") for rank in RANKS},
         "int8 none active": decoding(int8),
         **{f"int8 rank {rank}": decoding(int8, f"r{rank}_int8") for rank in RANKS},
-        "stock": Decode(stock, ids[:1, :START], length, tokens, paths.stock / "adapter_weights.onnx_adapter"),
     }
+    if paths.stock:
+        stock = Engine(paths.stock, "model.onnx", threads)
+        adapter = paths.stock / "adapter_weights.onnx_adapter"
+        loads["stock"] = Decode(stock, ids[:1, :START], length, tokens, adapter)
+        del stock
     decode = interleave(loads, rounds, tell=lambda line: tell(f"decode: {line}"))
     loads.clear()
-    del stock, int8
+    del int8
     loads = {
         "base": decoding(base, rows=ROWS),
         "8 adapters": decoding(slots, "rows", rows=ROWS),

@@ -23,16 +23,14 @@ def quantization_errors(base: Path, int4: Path, float_adapter: Path, int8_adapte
         with their adapters}, each {"mean", "max"}.
     """
     ids = np.random.default_rng(0).integers(3, 259, (1, 32))
-    runs = {
-        "float32": (_torch_logits, base, ids),
-        "int4": (_graph_logits, int4 / "model.onnx", ids, None),
-        "float": (_graph_logits, int4 / "slots.onnx", ids, float_adapter),
-        "int8": (_graph_logits, int4 / "slots_int8.onnx", ids, int8_adapter),
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # torch's memory goes with it
+        exact = pool.submit(_torch_logits, base, ids).result()
+    logits = {
+        "float32": exact,
+        "int4": _graph_logits(int4 / "model.onnx", ids, None),
+        "float": _graph_logits(int4 / "slots.onnx", ids, float_adapter),
+        "int8": _graph_logits(int4 / "slots_int8.onnx", ids, int8_adapter),
     }
-    logits: dict[str, np.ndarray] = {}
-    for name, (function, *args) in runs.items():
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # their memory goes with them
-            logits[name] = pool.submit(function, *args).result()
     pairs: Mapping[str, tuple[str, str]] = {"base_int4": ("float32", "int4"), "adapter_int8": ("float", "int8")}
     differences = {name: np.abs(logits[a] - logits[b]) for name, (a, b) in pairs.items()}
     return {name: {"mean": float(d.mean()), "max": float(d.max())} for name, d in differences.items()}

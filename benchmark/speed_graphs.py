@@ -26,10 +26,12 @@ class Prepared(NamedTuple):
     base: Path  # the model in the format of transformers
     int4: Path  # model.onnx: plain; pruned.onnx: head only; slots.onnx; slots_int8.onnx
     adapters: Path  # r{rank}.onnx_adapter, r{rank}_int8.onnx_adapter, row{0..7}.onnx_adapter, rows.onnx_adapter
-    stock: Path  # the stock route's model.onnx with adapter_weights.onnx_adapter
+    stock: Path | None  # the stock route's model.onnx with adapter_weights.onnx_adapter
 
 
-def prepare(work: Path, shape: str, ranks: tuple[int, ...], threads: int, tell: Callable[[str], None]) -> Prepared:
+def prepare(
+    work: Path, shape: str, ranks: tuple[int, ...], threads: int, stock: bool, tell: Callable[[str], None]
+) -> Prepared:
     """Makes what is missing under `work`/`shape`; what an earlier call finished there is used again.
 
     Heavy steps run in processes of their own, so that neither their memory nor their threads are left behind.
@@ -39,14 +41,18 @@ def prepare(work: Path, shape: str, ranks: tuple[int, ...], threads: int, tell: 
         shape: a key of `benchmark.random_base.SHAPES`.
         ranks: of the single adapters.
         threads: compute threads that genai_config.json states.
+        stock: make the stock route's graph too, which needs Olive.
         tell: called with a line about each step.
     """
     folder = work / shape
-    paths = Prepared(folder / "base", folder / "int4", folder / "adapters", folder / f"stock_r{STOCK_RANK}")
-    _step(folder / "base.done", f"random base of shape {shape}", tell, save_random_base, paths.base, shape)
-    _step(folder / "int4.done", "int4 export", tell, _build, paths.base, paths.int4, threads)
+    stock_folder = folder / f"stock_r{STOCK_RANK}"
+    paths = Prepared(folder / "base", folder / "int4", folder / "adapters", stock_folder if stock else None)
+    what = f"random base of shape {shape}, and its int4 export"
+    _step(folder / "int4.done", what, tell, _build, paths.base, shape, paths.int4, threads)
     _step(folder / "adapters.done", "random adapters", tell, _adapters, folder, paths, ranks)
-    _step(folder / "stock.done", "stock route", tell, _stock, paths.base, folder / f"peft_r{STOCK_RANK}", paths.stock)
+    if stock:
+        peft = folder / f"peft_r{STOCK_RANK}"
+        _step(folder / "stock.done", "stock route", tell, _stock, paths.base, peft, stock_folder)
     return paths
 
 
@@ -60,13 +66,14 @@ def _step(done: Path, what: str, tell: Callable[[str], None], function: Callable
     done.touch()
 
 
-def _build(base: Path, folder: Path, threads: int) -> None:
+def _build(base: Path, shape: str, folder: Path, threads: int) -> None:
     import onnx
 
     from passes.graph.builder import build_base
     from passes.graph.head import add_class_head
     from passes.graph.slots import add_slots
 
+    save_random_base(base, shape)
     build_base(base, folder, "int4", "cpu", QUANTIZATION, threads)
     for name, precision in (("pruned", None), ("slots", "float"), ("slots_int8", "int8")):
         model = onnx.load(folder / "model.onnx", load_external_data=False)

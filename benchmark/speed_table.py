@@ -50,9 +50,10 @@ def speed_rows(decode: Samples, batch: Samples, prefill: Samples, classify: Samp
         against_base("decode: 8-bit slots, rank 8", "int8 rank 8"),
         against_base("decode: 8-bit slots, rank 16", "int8 rank 16"),
         against_base("decode: 8-bit slots, rank 64", "int8 rank 64", 0.72),
-        against_base("decode: stock Olive int4, rank 16", "stock"),
-        Row("decode: rank 16 / stock Olive int4", paired_ratio(decode["stock"], decode["rank 16"]), 1.5),
     ]
+    if "stock" in decode:
+        rows.append(against_base("decode: stock Olive int4, rank 16", "stock"))
+        rows.append(Row("decode: rank 16 / stock Olive int4", paired_ratio(decode["stock"], decode["rank 16"]), 1.5))
     mixed = batch["8 adapters"]
     one_by_one = [8 * seconds for seconds in batch["rank 16"]]
     rows += [

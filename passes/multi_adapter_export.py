@@ -20,7 +20,7 @@ from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
 from runtime.errors import ConfigError, OlivalError, nearest
 
 PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
-EXPORT_VERSION = 1  # part of every cache key: raise it when the code exports differently
+EXPORT_VERSION = 2  # part of every cache key: raise it when the code exports differently
 
 
 class MultiAdapterExport(Pass):
