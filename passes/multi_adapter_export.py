@@ -17,10 +17,10 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from passes.base_model import local_folder
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
-from runtime.errors import ConfigError, OlivalError
+from runtime.errors import ConfigError, OlivalError, nearest
 
 PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
-EXPORT_VERSION = 1  # part of every cache key: raise it when the code exports differently
+EXPORT_VERSION = 2  # part of every cache key: raise it when the code exports differently
 
 
 class MultiAdapterExport(Pass):
@@ -35,6 +35,9 @@ class MultiAdapterExport(Pass):
             ),
             "threads": PassConfigParam(
                 type_=int, default_value=None, description="Compute threads of the target; null takes all its cores."
+            ),
+            "adapter_precision": PassConfigParam(
+                type_=str, default_value="float", description="float, or int8: faster on the CPU at high ranks."
             ),
             "parity_tolerance": PassConfigParam(
                 type_=float,
@@ -54,12 +57,20 @@ class MultiAdapterExport(Pass):
     def problems(cls, config: Any, provider: str) -> list[str]:
         """What is wrong with the options' values, a line each, for the check before a run."""
         from passes.graph.builder import check_precision
+        from passes.graph.slots import ADAPTER_PRECISIONS
 
         problems = []
         if config.threads is not None and config.threads < 1:
             problems.append(f"threads: must be 1 or more, but got {config.threads}")
         if not config.parity_tolerance > 0:
             problems.append(f"parity_tolerance: must be above 0, but got {config.parity_tolerance}")
+        if config.adapter_precision not in ADAPTER_PRECISIONS:
+            problems.append(
+                f"adapter_precision: is '{config.adapter_precision}'; "
+                f"{nearest(config.adapter_precision, ADAPTER_PRECISIONS)}"
+            )
+        elif config.adapter_precision == "int8" and PROVIDERS.get(provider, provider) != "cpu":
+            problems.append("adapter_precision: int8 has kernels on the CPU only; take float")
         try:
             check_precision(config.precision, PROVIDERS.get(provider, provider), config.quantization)
         except ConfigError as error:
@@ -141,6 +152,7 @@ def export(
             execution_provider=execution_provider,
             quantization=config.quantization,
             threads=config.threads,
+            adapter_precision=config.adapter_precision,
             workflow=workflow,
             name=config.name,
         )

@@ -34,6 +34,7 @@ def write_package(
     execution_provider: str,
     quantization: dict[str, Any] | None = None,
     threads: int | None = None,
+    adapter_precision: str = "float",
     workflow: dict[str, Any] | None = None,
     name: str,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def write_package(
         base_path: base model folder, or the name of a Hugging Face repository.
         adapter_folders: trained adapters by name (PEFT folders, with adapter.json or without); may be empty.
         precision, execution_provider, quantization, threads: see `passes.graph.builder.build_base`.
+        adapter_precision: "float", or "int8" for the CPU; see `passes.graph.slots.add_slots`.
         workflow: the resolved workflow, recorded as it is.
         name: name of the package.
 
@@ -65,7 +67,7 @@ def write_package(
     new.mkdir(parents=True)
     try:
         build_base(base, new, precision, execution_provider, quantization, threads)
-        slots = _operate(new / "model.onnx")
+        slots = _operate(new / "model.onnx", adapter_precision)
         mark_slots(slots, head_layout(json.loads((base / "config.json").read_text(encoding="utf-8"))))
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -90,12 +92,12 @@ def write_package(
     return manifest
 
 
-def _operate(graph: Path) -> dict[str, dict[str, Any]]:
+def _operate(graph: Path, adapter_precision: str) -> dict[str, dict[str, Any]]:
     """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    slots = add_slots(model)
+    slots = add_slots(model, adapter_precision)
     add_class_head(model)
     onnx.save(model, graph)
     return slots

@@ -68,8 +68,10 @@ def check_fits(
     if not tensors:
         problems.append("holds no tensors")
     for name, value in sorted(tensors.items()):
-        if str(value.dtype) != dtype:
-            problems.append(f"{name} has dtype {value.dtype}, but the graph takes {dtype}")
+        slot_of_a = slots.get(name.removesuffix(_LORA[0]), {})  # empty for every other tensor
+        taken = slot_of_a.get("a_dtype", dtype)
+        if str(value.dtype) != taken:
+            problems.append(f"{name} has dtype {value.dtype}, but the graph takes {taken}")
         if name == HEAD:
             if value.ndim != 3 or value.shape[0] != 1 or value.shape[1] != (hidden or value.shape[1]):
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes [1, {hidden}, classes]")

@@ -12,7 +12,7 @@ from typing import Any
 from runtime.adapter_file import base_version, check_fits, read_adapter, stored_base_version
 from runtime.errors import PackageError, nearest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "package.json"
 _KEYS = ("adapters", "base", "files", "precision", "slots", "target")
 

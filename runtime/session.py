@@ -21,7 +21,7 @@ _RIVALS = (
     ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
     ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml", "onnxruntime-genai-winml"),
 )
-_BEHIND = np.array([2**31 - 1], dtype=np.int64)  # logits_start behind every sequence: no logits are computed
+_NONE = np.zeros(0, dtype=np.int64)  # logits_positions of a run that reads no logits
 
 
 def check_wheels() -> None:
@@ -111,11 +111,12 @@ class GraphSession:
 
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
-        return self._run("logits", input_ids, attention_mask, adapter, {})
+        positions = np.arange(input_ids.shape[1], dtype=np.int64)
+        return self._run("logits", input_ids, attention_mask, adapter, {"logits_positions": positions})
 
     def class_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Class logits, float32 (batch, classes); the language-model head is skipped."""
-        return self._run("class_logits", input_ids, attention_mask, adapter, {"logits_start": _BEHIND})
+        return self._run("class_logits", input_ids, attention_mask, adapter, {"logits_positions": _NONE})
 
     def _run(
         self,

@@ -1,4 +1,4 @@
-"""Adds a classification head to an exported base, and a way to skip the language-model head when it is not needed."""
+"""Adds a classification head to an exported base, and computes logits only where they are asked for."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     import onnx
 
 _INT64 = 7  # onnx.TensorProto's number
-_END = 2**31 - 1  # a row index that lies behind every sequence
 
 
 def add_class_head(model: onnx.ModelProto) -> None:
     """Adds output ``class_logits`` (batch, classes), in place: last real token's state @ ``class_head.weight``.
 
-    Two optional inputs, both of which leave the base as it is when they are not set:
+    Two optional inputs:
 
     - ``class_head.weight``: ("lora_n", hidden, "classes"), graph's float type, default (1, hidden, 0): no classes.
       ``lora_n`` is 1 or the batch size.
-    - ``logits_start``: int64 (1,), default 0: ``logits`` begins at this position. A start behind the sequence gives
-      logits of shape (batch, 0, vocab) and spares the largest MatMul of the graph; -1 gives the last position only.
+    - ``logits_positions``: int64 ("logits_length",), default [-1]: the positions of ``logits``, which gets the shape
+      (batch, logits_length, vocab). -1 is each row's last real token, which is all that generation reads of a prompt;
+      0 to sequence - 1 are the positions of ``input_ids``; none at all spares the largest MatMul of the graph.
 
     A row's last real token is the last 1 in its attention_mask: that index minus the number of cached positions, or 0.
     This holds for padding on either side and for decode steps.
@@ -40,11 +40,12 @@ def add_class_head(model: onnx.ModelProto) -> None:
     hidden = lm_head.input[0]
     dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
     hidden_size = _hidden_size(model, lm_head)
-    constants = {"zero": 0, "one": 1, "one_vector": [1], "end_vector": [_END]}
+    constants = {"zero": 0, "one": 1, "one_vector": [1]}
     for key, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"/class_head/{key}"))
     add_optional_input(model, "class_head.weight", dtype, ["lora_n", hidden_size, "classes"], [1, hidden_size, 0])
-    add_optional_input(model, "logits_start", _INT64, [1], [1])
+    graph.input.append(helper.make_tensor_value_info("logits_positions", _INT64, ["logits_length"]))
+    graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), "logits_positions"))
 
     def node(op: str, inputs: list[str], name: str, **attributes: int) -> str:
         output = f"/class_head/{name}/output_0"
@@ -63,16 +64,18 @@ def add_class_head(model: onnx.ModelProto) -> None:
     )  # (batch, 1, hidden)
     product = node("MatMul", [row, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
-    lm_head.input[0] = node("Slice", [hidden, "logits_start", "/class_head/end_vector", one_vector], "LogitsStart")
+    rows = node("Concat", [hidden, row], "LogitsRows", axis=1)
+    lm_head.input[0] = node("Gather", [rows, "logits_positions"], "LogitsPositions", axis=1)
     rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for existing in graph.node:
         rewired.node.extend([*nodes, existing] if existing.name == lm_head.name else [existing])
     del graph.node[:]
     graph.node.extend(rewired.node)
     graph.output.append(helper.make_tensor_value_info("class_logits", dtype, ["batch_size", "classes"]))
-    # logits_start shortens the second dimension, so logits no longer shares the name sequence_length with input_ids
-    logits = next(o for o in graph.output if o.name == "logits")
-    logits.type.tensor_type.shape.dim[1].dim_param = "logits_length"
+    # onnxruntime-genai takes one row of logits per prompt from a graph that declares one, and all positions otherwise
+    length = next(o for o in graph.output if o.name == "logits").type.tensor_type.shape.dim[1]
+    length.Clear()
+    length.dim_value = 1
 
 
 def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import PackageError
+from runtime.lora_quantization import ZERO_POINT
 
 if TYPE_CHECKING:
     import onnx
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
 # the builder's names: /model/layers.0/attn/qkv_proj/MatMul at float, .../MatMul_Q4 or similar once quantized
 _PROJECTION = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul(?:_\w+)?")
 _FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto's numbers
+_UINT8 = 2
+_ONE, _ZERO_POINT = "/lora/one", "/lora/zero_point"
+ADAPTER_PRECISIONS = ("float", "int8")
 
 
-def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+def add_slots(model: onnx.ModelProto, precision: str = "float") -> dict[str, dict[str, Any]]:
     """Adds a slot to each projection of each layer, in place; weights may be left as external data.
 
     A slot ``model.layers.0.attn.o_proj`` has two inputs of the graph's float type. Their defaults have rank 0, so a run
@@ -28,11 +32,16 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     ``lora_n`` is 1 (one adapter for all rows) or the batch size (each row its own); r is free per slot. The sum comes
     after a projection's bias, so that onnxruntime still fuses the bias into its quantized MatMul.
 
+    At precision "int8" A is uint8 with the zero point 128 (see `runtime.lora_quantization`), and x is rounded to eight
+    bits as it runs, with one scale for the whole batch: less to read at high ranks, for a small error in every row.
+
     Returns:
-        The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}.
+        The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}; at precision "int8"
+        also "a_dtype".
 
     Raises:
-        PackageError: the graph has no projection with a name of the model builder, or the size of one is unknown.
+        PackageError: the graph has no projection with a name of the model builder, the size of one is unknown, or
+            precision is "int8" and the graph does not compute in float32.
     """
     import onnx
     from onnx import helper
@@ -40,6 +49,11 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     graph = model.graph
     dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "present.0.key")
     shapes = {i.name: list(i.dims) for i in graph.initializer}
+    if precision == "int8":
+        if _FLOATS[dtype] != "float32":
+            raise PackageError(f"8-bit slots need a graph in float32, but this one is in {_FLOATS[dtype]}")
+        graph.initializer.append(helper.make_tensor(_ONE, dtype, [], [1.0]))
+        graph.initializer.append(helper.make_tensor(_ZERO_POINT, _UINT8, [], [ZERO_POINT]))
     slots: dict[str, dict[str, Any]] = {}
     inserted: dict[str, list[onnx.NodeProto]] = {}  # name of the node to follow -> new nodes
     renamed: dict[str, str] = {}
@@ -54,17 +68,21 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         y, path = last.output[0], f"/model/layers.{layer}/{block}/{target}/lora"
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
-            helper.make_node("MatMul", [node.input[0], a], [f"{path}_A/MatMul/output_0"], f"{path}_A/MatMul"),
+            _times_a(node.input[0], a, f"{path}_A/MatMul", precision),
             helper.make_node(
                 "MatMul", [f"{path}_A/MatMul/output_0", b], [f"{path}_B/MatMul/output_0"], f"{path}_B/MatMul"
             ),
             helper.make_node("Add", [y, f"{path}_B/MatMul/output_0"], [f"{path}/Add/output_0"], f"{path}/Add"),
         ]
         renamed[y] = f"{path}/Add/output_0"
-        add_optional_input(model, a, dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0])
+        add_optional_input(
+            model, a, _UINT8 if precision == "int8" else dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0]
+        )
         add_optional_input(model, b, dtype, ["lora_n", f"{slot}.lora_r", size_out], [1, 0, size_out])
         parts = _qkv_parts(graph, layer, size_out) if target == "qkv_proj" else {target: size_out}
         slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
+        if precision == "int8":
+            slots[slot]["a_dtype"] = "uint8"
     if not slots:
         raise PackageError(
             "the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside"
@@ -87,12 +105,22 @@ def add_optional_input(
     from onnx import helper
 
     sizes = [int(size) for size in default]
-    width = 8 if dtype == 7 else 2 if dtype in (10, 16) else 4  # bytes per value: int64, half precision, float32
+    width = {_UINT8: 1, 10: 2, 16: 2}.get(dtype, 4)  # bytes per value: 8 bits, half precision, float32
     count = 1
     for size in sizes:
         count *= size
     model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
     model.graph.initializer.append(helper.make_tensor(name, dtype, sizes, b"\0" * (width * count), raw=True))
+
+
+def _times_a(x: str, a: str, name: str, precision: str) -> onnx.NodeProto:
+    """The node that computes x @ A."""
+    from onnx import helper
+
+    if precision == "float":
+        return helper.make_node("MatMul", [x, a], [f"{name}/output_0"], name)
+    inputs = [x, a, _ONE, _ZERO_POINT]
+    return helper.make_node("DynamicQuantizeMatMul", inputs, [f"{name}/output_0"], name, domain="com.microsoft")
 
 
 def _sizes(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def load_dequantized(torch_model: Any, graph_path: Path, tied: bool) -> None:
 def run_graph(
     path: Path, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, **inputs: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Outputs of a graph without cached positions, by name; the cache outputs are left out."""
+    """Outputs of a graph without cached positions, by name: logits of every position, the cache left out."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,5 +92,7 @@ def run_graph(
             feed[item.name] = np.zeros((len(input_ids), item.shape[1], 0, item.shape[3]), dtype)
         if item.name == "position_ids":
             feed[item.name] = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape).astype(np.int64)
+    if "logits_positions" in [i.name for i in session.get_overridable_initializers()]:
+        feed.setdefault("logits_positions", np.arange(input_ids.shape[1]))
     names = [o.name for o in session.get_outputs() if not o.name.startswith("present")]
     return dict(zip(names, session.run(names, feed), strict=True))

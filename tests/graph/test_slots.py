@@ -272,12 +272,26 @@ def test_head_position(mask: list[int], sequence: int, position: int) -> None:
     np.testing.assert_array_equal(found, [states[0, position], states[1, -1]])
 
 
-def test_logits_start_skips_the_language_model_head(llama: Built) -> None:
-    full = run_graph(llama.graph, IDS)["logits"]
-    last = run_graph(llama.graph, IDS, logits_start=np.array([-1]))["logits"]
-    none = run_graph(llama.graph, IDS, logits_start=np.array([2**31 - 1]))["logits"]
-    np.testing.assert_allclose(last, full[:, -1:], atol=1e-5)
+def test_logits_positions(llama: Built) -> None:
+    """Chosen positions, none, and by default each row's last real token."""
+    import onnxruntime
+
+    mask = np.ones_like(IDS)
+    mask[1, 5:] = 0
+    full = run_graph(llama.graph, IDS, mask)["logits"]
+    some = run_graph(llama.graph, IDS, mask, logits_positions=np.array([3, 0, -1]))["logits"]
+    np.testing.assert_allclose(some[0], full[0, [3, 0, -1]], atol=1e-5)
+    none = run_graph(llama.graph, IDS, mask, logits_positions=np.zeros(0, np.int64))["logits"]
     assert none.shape == (3, 0, full.shape[2])
+    session = onnxruntime.InferenceSession(llama.graph, providers=["CPUExecutionProvider"])
+    feed = {"input_ids": IDS, "attention_mask": mask}
+    feed |= {
+        i.name: np.zeros((3, i.shape[1], 0, i.shape[3]), np.float32)
+        for i in session.get_inputs()
+        if i.name.startswith("past")
+    }
+    last = session.run(["logits"], feed)[0]
+    np.testing.assert_allclose(last[:, 0], full[[0, 1, 2], [-1, 4, -1]], atol=1e-5)
 
 
 def test_graph_of_another_builder_is_refused() -> None:

@@ -111,7 +111,7 @@ def test_manifest_says_what_is_in_the_folder(original: Path, tiny_llama_path: Pa
     [
         (lambda p: (p / "package.json").unlink(), ["is no package, it has no package.json"]),
         (lambda p: (p / "package.json").write_text("{"), ["package.json: is no JSON"]),
-        (lambda p: edit(p, lambda m: m.update(format_version=2)), ["format_version is 2, but this runtime reads 1"]),
+        (lambda p: edit(p, lambda m: m.update(format_version=1)), ["format_version is 1, but this runtime reads 2"]),
         (lambda p: edit(p, lambda m: m.pop("slots")), ["misses slots"]),
         (
             lambda p: edit(p, lambda m: m["adapters"]["story"].pop("sha256")),

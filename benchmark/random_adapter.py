@@ -1,0 +1,52 @@
+"""Random LoRA adapters on all seven projections of a random base, as PEFT folders: each route converts the same one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.random_base import PROJECTIONS
+
+
+def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> None:
+    """Writes a PEFT folder (float16) whose adapter changes the base's outputs; one of an earlier call is left.
+
+    Args:
+        folder: made if it does not exist.
+        base: folder of `benchmark.random_base.save_random_base`.
+        rank: the r of every projection; alpha is 2 r.
+        seed: of A and B, both normal with standard deviation 0.02.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = folder / "adapter_model.safetensors"
+    if path.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    index = json.loads((base / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    tensors: dict[str, np.ndarray] = {}
+    for name, file in index["weight_map"].items():
+        module = name.removesuffix(".weight")
+        if module == name or module.rsplit(".", 1)[-1] not in PROJECTIONS:
+            continue
+        with safe_open(base / file, "numpy") as weights:
+            size_out, size_in = weights.get_slice(name).get_shape()
+        for half, size in (("A", (rank, size_in)), ("B", (size_out, rank))):
+            value = (0.02 * generator.standard_normal(size, np.float32)).astype(np.float16)
+            tensors[f"base_model.model.{module}.lora_{half}.weight"] = value
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(PROJECTIONS),
+        "base_model_name_or_path": str(base),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    temporary = path.with_suffix(".part")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(path)
