@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from runtime.errors import PackageError, nearest
+from runtime.errors import PackageError, ProviderError, nearest
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
 # wheels that install files of the same name: of each row only one may be there
@@ -36,14 +36,15 @@ def check_provider(execution_provider: str) -> str:
     """onnxruntime's name of a provider of ours.
 
     Raises:
-        PackageError: there is no such provider, or this machine's onnxruntime does not have it.
+        PackageError: there is no such provider.
+        ProviderError: this machine's onnxruntime does not have it.
     """
     if execution_provider not in PROVIDERS:
         raise PackageError(f"execution_provider is '{execution_provider}'; {nearest(execution_provider, PROVIDERS)}")
     name, available = PROVIDERS[execution_provider], onnxruntime.get_available_providers()
     if name not in available:
         have = [ours for ours, theirs in PROVIDERS.items() if theirs in available]
-        raise PackageError(f"this onnxruntime has no {name}, which the package asks for; available: {', '.join(have)}")
+        raise ProviderError(f"this onnxruntime has no {name}, which the package asks for; available: {', '.join(have)}")
     return name
 
 
@@ -62,7 +63,7 @@ class GraphSession:
         except Exception as error:  # onnxruntime has a kind of its own for each cause
             raise PackageError(f"{folder / 'model.onnx'}: onnxruntime cannot load it: {error}") from error
         if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU without a word
-            raise PackageError(
+            raise ProviderError(
                 f"{provider} did not start on this machine (see onnxruntime's message above); is CUDA there?"
             )
         self._inputs = self._session.get_inputs()
