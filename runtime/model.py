@@ -17,6 +17,7 @@ from runtime.adapter_file import read_adapter
 from runtime.errors import PackageError, nearest
 from runtime.generation import TextGenerator, check_sampling
 from runtime.manifest import read_manifest
+from runtime.plain_generation import PlainGenerator
 from runtime.prompts import encode_windows, fill
 from runtime.session import GraphSession, check_wheels, pad_right
 
@@ -50,7 +51,7 @@ class MultiAdapterModel:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self._session: GraphSession | None = None
-        self._generator: TextGenerator | None = None
+        self._generator: TextGenerator | PlainGenerator | None = None
         self._tensors: dict[str, Any] = {}  # sha256 of an adapter file -> its tensors
         self._lock = threading.Lock()
 
@@ -229,8 +230,11 @@ class MultiAdapterModel:
                 self._session = GraphSession(self.folder, self.execution_provider, self._threads)
             return self._session
 
-    def _engine(self) -> TextGenerator:
+    def _engine(self) -> TextGenerator | PlainGenerator:
+        session = self._graph() if self.execution_provider == "dml" else None
         with self._lock:
-            if self._generator is None:
+            if self._generator is None and session is not None:
+                self._generator = PlainGenerator(self.folder, session, self._context_length())
+            elif self._generator is None:
                 self._generator = TextGenerator(self.folder, self.execution_provider, self._context_length())
             return self._generator

@@ -102,6 +102,39 @@ class GraphSession:
         result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
         return result.numpy().astype(np.float32, copy=False)
 
+    def next_logits(
+        self, input_ids: np.ndarray, past: Mapping[str, Any] | None, adapter: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Logits of the token that follows, float32 (batch, vocab), and the cache for the next call.
+
+        Args:
+            input_ids: int64 (batch, new), no padding.
+            past: the cache of the call before, None at the first one.
+            adapter: tensors of `to_device`.
+        """
+        batch, new = input_ids.shape
+        names = {item.name: item for item in self._inputs}
+        keys = [name for name in names if name.startswith("past_key_values.")]
+        if past is None:
+            past = {}
+            for name in keys:
+                dtype = np.float16 if names[name].type == "tensor(float16)" else np.float32
+                past[name] = np.zeros((batch, names[name].shape[1], 0, names[name].shape[3]), dtype)
+            past = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in past.items()}
+        length = past[keys[0]].shape()[2]
+        feed = {
+            "input_ids": input_ids,
+            "attention_mask": np.ones((batch, length + new), np.int64),
+            "position_ids": np.broadcast_to(np.arange(length, length + new, dtype=np.int64), (batch, new)),
+            "logits_start": np.array([-1], np.int64),
+        }
+        values = {
+            k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in feed.items() if k in names
+        }
+        outputs = ["logits", *(key.replace("past_key_values.", "present.") for key in keys)]
+        logits, *present = self._session.run_with_ort_values(outputs, {**values, **past, **adapter})
+        return logits.numpy()[:, -1].astype(np.float32), dict(zip(keys, present, strict=True))
+
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Ids and attention mask, both int64 (rows, longest); the padding id is 0 and never seen."""
