@@ -20,7 +20,7 @@ PYTHON = "3.11"
 
 
 def resolve(extra: str, platform: str) -> list[str]:
-    """The resolved requirements, "name==version" each. Raises RuntimeError with uv's explanation when there are none."""
+    """The resolved requirements, "name==version" each. Raises RuntimeError with uv's reason when there are none."""
     uv = shutil.which("uv")
     if uv is None:
         raise RuntimeError("there is no uv here; pip install uv")

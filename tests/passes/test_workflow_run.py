@@ -263,7 +263,8 @@ def test_a_package_for_a_target_that_is_not_here(finished: Finished) -> None:
     content["evaluators"]["all"]["metrics"][2]["sub_types"][0]["goal"] = {"type": "threshold", "value": 1e-6}
     code, stdout, stderr = finished.olive.run({**content, "output_dir": str(out)})
     assert code == 0, stderr
-    assert stderr.count("unchanged, kept from an earlier run") == 3 and finished.olive.adapters() == adapters
+    assert not [line for line in stderr.splitlines() if line.startswith("train ") and "unchanged" not in line]
+    assert finished.olive.adapters() == adapters
     assert hashes(finished.olive.out) == before
     reason = "this onnxruntime has no CUDAExecutionProvider, which the package asks for; available: cpu"
     assert f"Not executed here on its target cuda: {reason}" in stdout
