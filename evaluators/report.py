@@ -17,7 +17,7 @@ def goal_text(row: dict[str, Any]) -> str:
     """A row's goal as a bound on the package's value, with the verdict; empty without a goal."""
     if row.get("goal") is None:
         return ""
-    verdict = "not measured here" if row.get("not_measured") else "met" if goal_met(row) else "MISSED"
+    verdict = "unmeasured" if row.get("not_measured") else "met" if goal_met(row) else "MISSED"
     return f"{_bound(row)} {verdict}"
 
 
