@@ -29,7 +29,7 @@ def check_options(given: Mapping[str, Any]) -> list[str]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if key in ("samples", "label_flips"):
             least = 1 if key == "samples" else 0
-            valid, wanted = number and value == int(value) and value >= least, f"a whole number from {least}"
+            valid, wanted = number and isinstance(value, int) and value >= least, f"a whole number from {least}"
         elif key == "top1_agreement":
             valid, wanted = number and 0 <= value <= 1, "a number from 0 to 1"
         else:

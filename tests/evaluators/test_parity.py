@@ -116,7 +116,7 @@ def test_violations(bounds: dict[str, float], broken: list[str]) -> None:
         ({**dict.fromkeys(SCORES, 1), "samples": 16, "fp32_max_abs_difference": 1e-4}, None),
         ({**dict.fromkeys(SCORES), "samples": None}, None),
         ({"label_flips": 0, "top1_agreement": 0}, None),
-        ({"top1": 0.9}, "top1: unknown key; did you mean 'top1_agreement'?"),
+        ({"top1_agrement": 0.9}, "top1_agrement: unknown key; did you mean 'top1_agreement'?"),
         ({"fp32_max_abs_difference": None}, "fp32_max_abs_difference: must be a number above 0, but got None"),
         ({"kl_divergence": 0}, "kl_divergence: must be a number above 0, but got 0"),
         ({"max_abs_difference": float("nan")}, "max_abs_difference: must be a number above 0, but got nan"),
@@ -125,6 +125,7 @@ def test_violations(bounds: dict[str, float], broken: list[str]) -> None:
         ({"label_flips": -1}, "label_flips: must be a whole number from 0, but got -1"),
         ({"label_flips": True}, "label_flips: must be a whole number from 0, but got True"),
         ({"samples": 0}, "samples: must be a whole number from 1, but got 0"),
+        ({"samples": float("nan")}, "samples: must be a whole number from 1, but got nan"),
         ({"samples": 2.5}, "samples: must be a whole number from 1, but got 2.5"),
     ],
 )
