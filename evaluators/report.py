@@ -1,9 +1,13 @@
-"""The table that a run ends with: quality before, after training and in the package; then latency and sizes."""
+"""The tables that a run ends with: quality before, after training and in the package, latency, sizes; then parity."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 TABLE_WIDTH = 100  # characters; narrower terminals wrap its lines rather than lose digits
 OPERATORS = {True: ">=", False: "<="}
@@ -13,7 +17,8 @@ def goal_text(row: dict[str, Any]) -> str:
     """A row's goal as a bound on the package's value, with the verdict; empty without a goal."""
     if row.get("goal") is None:
         return ""
-    return f"{_bound(row)} {'met' if goal_met(row) else 'MISSED'}"
+    verdict = "unmeasured" if row.get("not_measured") else "met" if goal_met(row) else "MISSED"
+    return f"{_bound(row)} {verdict}"
 
 
 def goal_bound(row: dict[str, Any]) -> float:
@@ -36,10 +41,13 @@ def goal_met(row: dict[str, Any]) -> bool:
 
 
 def missed_goals(evaluation: dict[str, Any]) -> list[str]:
-    """A line for each goal that is not reached: adapter, metric, value and bound."""
+    """A line for each goal that is not reached: adapter, metric, value and bound.
+
+    Goals of a package that this machine cannot run are neither reached nor missed (`not_measured`).
+    """
     lines = []
     for row in [*evaluation["quality"], *evaluation["latency"], *evaluation["sizes"]]:
-        if row.get("goal") is not None and not goal_met(row):
+        if row.get("goal") is not None and not row.get("not_measured") and not goal_met(row):
             name = row["part"] if "part" in row else row["adapter"] or "(base)"
             metric = row.get("metric", "size")
             lines.append(f"{name} {metric} is {_number(metric, _value(row))}, the goal is {_bound(row)}")
@@ -56,37 +64,81 @@ def _bound(row: dict[str, Any]) -> str:
     return f"{OPERATORS[row['higher_is_better']]} {_number(row.get('metric', 'size'), goal_bound(row))}"
 
 
-def print_report(evaluation: dict[str, Any], output: Path, written: bool = True) -> None:
-    """Prints the evaluation of a run to the terminal; `written` says that its model is in `output` now."""
-    from rich import box
+def print_report(
+    evaluation: dict[str, Any] | None, manifest: dict[str, Any] | None, output: Path, written: bool = True
+) -> None:
+    """Prints to the terminal how a run ended.
+
+    Args:
+        evaluation: what the evaluator measured; None without one.
+        manifest: the package's, whose adapters may have a parity; None before the export.
+        output: the folder of the run's model; `written` says that it is there now.
+    """
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
+    if evaluation is not None:
+        precision, machine = evaluation["precision"], evaluation["machine"]
+        kind = f"{precision} ONNX package" if precision else "PyTorch model"
+        console.print(f"\n[bold]{output.name}[/bold]: {kind}")
+        console.print(_evaluation_table(evaluation))
+    if manifest is not None:
+        _print_parity(console, manifest)
+    if evaluation is not None:
+        versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
+        console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
+    if written and (evaluation is not None or manifest is not None):
+        console.print(f"Written to {output}", soft_wrap=True)
+
+
+def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     rows = [*evaluation["quality"], *evaluation["latency"], *evaluation["sizes"]]
     with_goal = any(row.get("goal") is not None for row in rows)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("adapter", "metric"):
-        table.add_column(title, no_wrap=True)
-    for title in ("base before", "PyTorch after", "package", "TF-IDF"):
-        table.add_column(title, justify="right", no_wrap=True)
-    if with_goal:
-        table.add_column("goal", no_wrap=True)
+    table = _table(
+        ["adapter", "metric"], ["base before", "PyTorch after", "package", "TF-IDF"], ["goal"] if with_goal else []
+    )
     for group in (_quality_cells(evaluation, with_goal), _latency_cells(evaluation), _size_cells(evaluation)):
         previous = None
         for number, cells in enumerate(group):
             first = cells[0] if cells[0] != previous else ""
             previous = cells[0]
             table.add_row(first, *cells[1:], end_section=number == len(group) - 1)
-    precision, machine = evaluation["precision"], evaluation["machine"]
-    kind = f"{precision} ONNX package" if precision else "PyTorch model"
-    versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
-    console.print(f"\n[bold]{output.name}[/bold]: {kind}")
+    return table
+
+
+def _table(names: list[str], numbers: list[str], texts: list[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in [*names, *numbers, *texts]:
+        table.add_column(title, no_wrap=True, justify="right" if title in numbers else "left")
+    return table
+
+
+def _print_parity(console: Console, manifest: dict[str, Any]) -> None:
+    """How far each adapter's logits in the package are from PyTorch, at the package's precision."""
+    precision, target = manifest["precision"], manifest["target"]
+    parities = {name: entry["parity"] for name, entry in manifest["adapters"].items() if entry.get("parity")}
+    if reason := target.get("not_executed"):
+        console.print(f"Not executed here on its target {target['execution_provider']}: {reason}", soft_wrap=True)
+    if not parities:
+        return
+    table = _table(["adapter", "parity"], ["max diff", "mean diff", "KL", "top-1", "label flips", "samples"], [])
+    for name, parity in parities.items():
+        scores = parity[precision]
+        where = scores["executed_on"]
+        if where is None:
+            table.add_row(name, f"{precision}, not executed here")
+            continue
+        differences = (scores[key] for key in ("max_abs_difference", "mean_abs_difference", "kl_divergence"))
+        flips = str(scores["label_flips"]) if "label_flips" in scores else "-"
+        cells = [*(f"{value:.2g}" for value in differences), f"{scores['top1_agreement']:.3f}", flips]
+        table.add_row(name, f"{precision} on {where}", *cells, str(scores["samples"]))
     console.print(table)
-    console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
-    if written:
-        console.print(f"Written to {output}", soft_wrap=True)
+    exact = max(parity["fp32"]["max_abs_difference"] for parity in parities.values())
+    console.print(f"[dim]parity: logits against PyTorch in float32; the float32 graph differs by {exact:.2g}[/dim]")
 
 
 def _quality_cells(evaluation: dict[str, Any], with_goal: bool) -> list[list[str]]:

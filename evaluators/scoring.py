@@ -92,8 +92,7 @@ def size_columns(subjects: Subjects) -> list[dict[str, Any]]:
     """Rows {"part", "pytorch", "package"} in bytes: the base, each adapter, and the total."""
     torch_sizes = {"base": folder_bytes(subjects.base), **{n: folder_bytes(f) for n, f in subjects.folders.items()}}
     package_sizes: dict[str, int] = {}
-    if subjects.package is not None and subjects.model_folder is not None:
-        manifest = subjects.package.runtime.manifest
+    if manifest := subjects.manifest:
         package_sizes = {name: entry["bytes"] for name, entry in manifest["adapters"].items()}
         package_sizes["base"] = sum(entry["bytes"] for entry in manifest["files"].values())
     rows = [{"part": p, "pytorch": torch_sizes[p], "package": package_sizes.get(p)} for p in torch_sizes]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.torch_model import TorchModel
+from runtime.errors import ProviderError
 
 VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "olive-ai", "onnxruntime", "onnxruntime-genai")
 
@@ -26,30 +27,42 @@ class Subjects:
     folders: dict[str, Path]
     tasks: dict[str, str]
     model_folder: Path | None  # the package's folder, None before the export
+    not_executed: str | None = None  # why the package does not run on this machine; then `package` is None
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The package's manifest, None before the export."""
+        from runtime.manifest import read_manifest
+
+        return read_manifest(self.model_folder, verify=False) if self.model_folder is not None else None
 
     def models(self) -> dict[str, Any]:
-        """{"pytorch": ..., "package": ...}, the latter only after the export."""
+        """{"pytorch": ..., "package": ...}, the latter only after the export and where it runs."""
         return {"pytorch": self.torch, **({"package": self.package} if self.package is not None else {})}
 
     def description(self) -> dict[str, Any]:
         """On what and with which versions was measured."""
+        manifest = self.manifest
         return {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
             "versions": {name: _version(name) for name in VERSIONS_OF},
-            "precision": self.package.runtime.manifest["precision"] if self.package is not None else None,
+            "precision": manifest["precision"] if manifest is not None else None,
+            "not_executed": self.not_executed,
         }
 
     def record(self, evaluation: dict[str, Any]) -> None:
         """Writes evaluation.json for the run and, adapter by adapter, the scores into the package's manifest."""
-        from runtime.manifest import read_manifest, write_manifest
+        from runtime.manifest import write_manifest
 
         text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False)
         evaluation_file().parent.mkdir(parents=True, exist_ok=True)
         evaluation_file().write_text(text + "\n", encoding="utf-8")
-        if self.model_folder is None:
+        manifest = self.manifest
+        if self.model_folder is None or manifest is None:
             return
-        manifest = read_manifest(self.model_folder, verify=False)
+        if not self.not_executed:  # a package from the cache may have been made where its provider was not there
+            manifest["target"].pop("not_executed", None)
         for name, info in manifest["adapters"].items():
             rows = [row for row in evaluation["quality"] if row["adapter"] == name]
             columns = ("base", "pytorch", "package")
@@ -63,7 +76,10 @@ def evaluation_file() -> Path:
 
 
 def open_subjects(model: Any) -> Subjects:
-    """Opens what an Olive handler points to: an HfModel with trained adapters, or the package made from one."""
+    """Opens what an Olive handler points to: an HfModel with trained adapters, or the package made from one.
+
+    A package for a provider that this machine does not have is not opened; the reason stands in `not_executed`.
+    """
     from evaluators.package_model import PackageModel
     from passes.base_model import local_folder
     from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
@@ -74,7 +90,12 @@ def open_subjects(model: Any) -> Subjects:
     if BASE_ATTRIBUTE in attributes:
         base, folder = Path(attributes[BASE_ATTRIBUTE]), Path(model.model_path)
         folder = folder if folder.is_dir() else folder.parent
-        return Subjects(TorchModel(base, folders), PackageModel(folder), base, folders, tasks, folder)
+        package, reason = None, None
+        try:
+            package = PackageModel(folder)
+        except ProviderError as error:
+            reason = str(error)
+        return Subjects(TorchModel(base, folders), package, base, folders, tasks, folder, reason)
     base = local_folder(model.model_name_or_path)
     return Subjects(TorchModel(base, folders), None, base, folders, tasks, None)
 

@@ -85,5 +85,19 @@ class TorchModel:
         if adapter is not None:
             self.model.set_adapter(adapter)
         plain = adapter is None and hasattr(self.model, "disable_adapter")
-        with self.model.disable_adapter() if plain else nullcontext():
+        with self.model.disable_adapter() if plain else nullcontext(), exact_float32():
             yield
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 products on a GPU are float32: a training argument such as tf32 would let it round to 10 bits."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -11,6 +11,7 @@ evaluator's own "metric_options" change that for a metric: {"latency": {"adapter
 "prompt_tokens": 64, "new_tokens": 32}} (Olive drops a metric's user_config on its way to the evaluator).
 A goal of type threshold holds for the package; the relative ones (max-degradation, percent-max-degradation,
 min-improvement, percent-min-improvement) compare the package with the PyTorch model that has the same adapter.
+On a machine that lacks the package's provider its quality and latency are not measured, and their goals do not count.
 Everything measured is also written to evaluation.json beside the model: the table that a run ends with.
 """
 
@@ -75,6 +76,9 @@ class WorkspaceEvaluator(OliveEvaluator):
                 results[joint_metric_key(metric.name, str(sub.name))] = SubMetricResult(
                     value=values[str(sub.name)], priority=sub.priority, higher_is_better=sub.higher_is_better
                 )
+        if subjects.not_executed:
+            for row in [*evaluation["quality"], *evaluation["latency"]]:
+                row["not_measured"] = True
         subjects.record(evaluation)
         return MetricResult.model_validate(results)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from passes.atomic_folder import is_result, replace_folder
+from passes.atomic_folder import replace_folder
 from passes.base_model import local_folder
 from passes.merged_base import Change, changes_from_peft, changes_from_slots, weight_shapes, write_merged_base
-from passes.package import write_package
+from passes.package import check_replaceable, write_package
 from runtime.adapter_file import HEAD, read_adapter, write_adapter
 from runtime.adapter_settings import SETTINGS, checked_settings
 from runtime.adapter_source import read_source
@@ -54,8 +54,7 @@ def merge_adapter(
     manifest = read_manifest(package)
     if folder == package:
         raise PackageError(f"{folder}: is the package that is merged; choose another folder")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
-        raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
+    check_replaceable(folder)
     source = local_folder(str(base))
     if (found := base_fingerprint(source)) != manifest["base"]["fingerprint"]:
         raise PackageError(

@@ -8,18 +8,25 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.model import HfModelHandler, ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
+from evaluators import parity
+from passes.atomic_folder import replace_folder
 from passes.base_model import local_folder
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
-from runtime.errors import ConfigError, OlivalError, nearest
+from runtime.errors import ConfigError, OlivalError, ProviderError, nearest
+from runtime.manifest import read_manifest, write_manifest
+from runtime.session import PROVIDERS
 
-PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+if TYPE_CHECKING:
+    from evaluators.package_model import PackageModel
+
+OUR_NAMES = {theirs: ours for ours, theirs in PROVIDERS.items()}  # onnxruntime's name of a provider -> "cpu" and so on
 EXPORT_VERSION = 2  # part of every cache key: raise it when the code exports differently
 
 
@@ -39,10 +46,10 @@ class MultiAdapterExport(Pass):
             "adapter_precision": PassConfigParam(
                 type_=str, default_value="float", description="float, or int8: faster on the CPU at high ranks."
             ),
-            "parity_tolerance": PassConfigParam(
-                type_=float,
-                default_value=1e-3,
-                description="Largest difference of logits between the float32 graph and PyTorch that a run accepts.",
+            "parity": PassConfigParam(
+                type_=dict,
+                default_value=None,
+                description="Bounds of each adapter's parity with PyTorch; see evaluators.parity.OPTIONS.",
             ),
             "name": PassConfigParam(type_=str, default_value="package", description="Name of the package."),
             "fingerprint": PassConfigParam(
@@ -62,17 +69,16 @@ class MultiAdapterExport(Pass):
         problems = []
         if config.threads is not None and config.threads < 1:
             problems.append(f"threads: must be 1 or more, but got {config.threads}")
-        if not config.parity_tolerance > 0:
-            problems.append(f"parity_tolerance: must be above 0, but got {config.parity_tolerance}")
         if config.adapter_precision not in ADAPTER_PRECISIONS:
             problems.append(
                 f"adapter_precision: is '{config.adapter_precision}'; "
                 f"{nearest(config.adapter_precision, ADAPTER_PRECISIONS)}"
             )
-        elif config.adapter_precision == "int8" and PROVIDERS.get(provider, provider) != "cpu":
+        elif config.adapter_precision == "int8" and OUR_NAMES.get(provider, provider) != "cpu":
             problems.append("adapter_precision: int8 has kernels on the CPU only; take float")
+        problems += parity.check_options(config.parity or {})
         try:
-            check_precision(config.precision, PROVIDERS.get(provider, provider), config.quantization)
+            check_precision(config.precision, OUR_NAMES.get(provider, provider), config.quantization)
         except ConfigError as error:
             problems += error.problems
         return problems
@@ -96,7 +102,7 @@ class MultiAdapterExport(Pass):
             base,
             adapters,
             folder,
-            execution_provider=PROVIDERS[str(self.accelerator_spec.execution_provider)],
+            execution_provider=OUR_NAMES[str(self.accelerator_spec.execution_provider)],
             config=config,
             workflow=_resolved_workflow(),
         )
@@ -113,39 +119,22 @@ def export(
     config: Any,
     workflow: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the package to `folder` and its parity into the manifest.
+    """Writes the package to `folder`, each adapter's parity with PyTorch in its manifest.
 
-    Raises OlivalError, and leaves `folder` as it was, when the float32 graph is further than
-    config.parity_tolerance from the PyTorch model for any adapter.
+    Raises ConfigError with every adapter, score and bound when one is broken, and leaves `folder` as it was. A package
+    for a provider that this machine does not have is compared on the CPU and marked in `target.not_executed`.
     """
-    from passes.package import write_package
-    from runtime.manifest import read_manifest, write_manifest
+    from passes.package import check_replaceable, write_package
 
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in [*folder.parent.glob("export-*"), *folder.parent.glob(f"{folder.name}-new-*")]:  # of a killed run
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="export-") as work:
-        print(f"export {config.name}: checking the float32 graph of {len(adapters)} adapters", file=sys.stderr)
-        exact = Path(work) / "exact"
-        write_package(
-            exact,
-            base_path=base,
-            adapter_folders=adapters,
-            precision="fp32",
-            execution_provider="cpu",
-            name=config.name,
-        )
-        certificates = {name: {"fp32": scores} for name, scores in measure_parity(base, adapters, exact).items()}
-        if wrong := [
-            f"adapter '{name}': the float32 graph differs from PyTorch by {scores['fp32']['max_abs_difference']:.2g} "
-            f"in logits, more than parity_tolerance {config.parity_tolerance:g}"
-            for name, scores in certificates.items()
-            if not scores["fp32"]["max_abs_difference"] <= config.parity_tolerance
-        ]:
-            raise OlivalError("; ".join(wrong))
+        package, exact = Path(work) / "package", Path(work) / "exact"
         print(f"export {config.name}: building {config.precision} for {execution_provider}", file=sys.stderr)
         write_package(
-            folder,
+            package,
             base_path=base,
             adapter_folders=adapters,
             precision=config.precision,
@@ -156,30 +145,84 @@ def export(
             workflow=workflow,
             name=config.name,
         )
-        for name, scores in measure_parity(base, adapters, folder).items():
-            certificates[name][config.precision] = scores
-        manifest = read_manifest(folder, verify=False)
-        for name, certificate in certificates.items():
-            manifest["adapters"][name]["parity"] = certificate
-        write_manifest(folder, manifest)
+        if (config.precision, execution_provider) == ("fp32", "cpu"):
+            exact = package
+        else:
+            print(f"export {config.name}: building the float32 graph to compare with PyTorch", file=sys.stderr)
+            write_package(
+                exact,
+                base_path=base,
+                adapter_folders=adapters,
+                precision="fp32",
+                execution_provider="cpu",
+                name=config.name,
+            )
+        print(f"export {config.name}: comparing {len(adapters)} adapters with PyTorch", file=sys.stderr)
+        certify(base, adapters, package, exact, parity.OPTIONS | (config.parity or {}))
+        replace_folder(package, folder)
 
 
-def measure_parity(base: Path, adapters: dict[str, Path], package: Path) -> dict[str, dict[str, Any]]:
-    """Parity of each adapter in a package with the float32 PyTorch model, on the samples kept at its training."""
+def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, options: dict[str, Any]) -> None:
+    """Writes each adapter's parity into the package's manifest: {precision: scores, samples, executed_on}.
+
+    Args:
+        base, adapters: of the PyTorch model in float32, the reference.
+        package: the package to certify.
+        exact: the same adapters in a float32 package for the CPU; may be `package` itself.
+        options: evaluators.parity.OPTIONS with the workflow's values.
+
+    Raises:
+        ConfigError: every bound that is broken.
+    """
     from evaluators.package_model import PackageModel
-    from evaluators.parity import adapter_logits, parity_scores
     from evaluators.torch_model import TorchModel
 
-    if not adapters:
-        return {}
-    reference, measured = TorchModel(base, adapters), PackageModel(package)
-    results = {}
-    for name, folder in adapters.items():
-        samples: list[list[int]] = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        task = reference.info[name]["task"]
-        scores = parity_scores(*(adapter_logits(m, samples, name, task) for m in (reference, measured)))
-        results[name] = {**scores, "samples": len(samples)}
-    return results
+    manifest = read_manifest(package, verify=False)
+    reference = TorchModel(base, adapters)
+
+    def measure(model: PackageModel) -> dict[str, dict[str, Any]]:
+        results = {}
+        for name, folder in adapters.items():
+            samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))[: options["samples"]]
+            scores = parity.adapter_parity(reference, model, name, samples, reference.info[name]["task"])
+            results[name] = {**scores, "executed_on": model.runtime.execution_provider}
+        return results
+
+    precision = manifest["precision"]
+    exact_scores = scores = measure(PackageModel(exact))
+    if package != exact:
+        model, absent = _open_or_fall_back(package)
+        if absent:
+            manifest["target"]["not_executed"] = absent
+        scores = measure(model) if model is not None else {name: {"executed_on": None} for name in adapters}
+    exact_bounds = {**dict.fromkeys(parity.SCORES), "max_abs_difference": options["fp32_max_abs_difference"]}
+    broken = []
+    for name in adapters:
+        problems = parity.violations("fp32", exact_scores[name], exact_bounds)
+        if scores[name]["executed_on"]:
+            problems += parity.violations(precision, scores[name], options)
+        broken += [f"parity of adapter '{name}' with PyTorch: {problem}" for problem in problems]
+        manifest["adapters"][name]["parity"] = {"fp32": exact_scores[name], precision: scores[name]}
+    if broken:
+        raise ConfigError(broken)
+    write_manifest(package, manifest)
+
+
+def _open_or_fall_back(package: Path) -> tuple[PackageModel | None, str | None]:
+    """The package on its own provider; where this machine lacks that, on the CPU, with the reason beside it.
+
+    The CPU's kernels compute float16 graphs too; None where they do not know an operator of the graph.
+    """
+    from evaluators.package_model import PackageModel
+
+    try:
+        return PackageModel(package), None
+    except ProviderError as error:
+        reason = str(error)
+    try:
+        return PackageModel(package, "cpu"), reason
+    except Exception as error:  # onnxruntime has a kind of its own for each cause
+        return None, f"{reason}; nor does its graph run on the CPU: {error}"
 
 
 def _resolved_workflow() -> dict[str, Any] | None:

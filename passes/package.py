@@ -61,8 +61,7 @@ def write_package(
     base = local_folder(str(base_path))
     check_base(base)
     options = check_precision(precision, execution_provider, quantization)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
-        raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
+    check_replaceable(folder)
     new = folder.with_name(f"{folder.name}-new-{uuid.uuid4().hex[:8]}")
     new.mkdir(parents=True)
     try:
@@ -90,6 +89,12 @@ def write_package(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return manifest
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises PackageError when `folder` holds something else than a package, which a new package would replace."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
+        raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
 
 
 def _operate(graph: Path, adapter_precision: str) -> dict[str, dict[str, Any]]:

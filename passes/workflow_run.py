@@ -58,21 +58,22 @@ def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config:
         result = run_engine(package_config, run_config)
         if run_config.passes and not result.has_output_model():
             raise OlivalError("the workflow made no model; the log above names the pass that failed")
-        evaluation = _evaluation(evaluation_file, output)  # a missed goal ends the run here: the former package stays
+        manifest = read_manifest(staging, verify=False) if (staging / MANIFEST).exists() else None
+        # a missed goal ends the run here: the former package stays
+        evaluation = _evaluation(evaluation_file, manifest, output)
         if evaluation is not None:
             shutil.copy(evaluation_file, staging / "evaluation.json")
         _finish(staging, output, cache / run_config.workflow_id / "olive_config.json")
     finally:
         engine.output_dir = output
         shutil.rmtree(staging, ignore_errors=True)
-    if evaluation is not None:
-        from evaluators.report import print_report
+    from evaluators.report import print_report
 
-        print_report(evaluation, output)
+    print_report(evaluation, manifest, output)
     return result
 
 
-def _evaluation(file: Path, output: Path) -> dict[str, Any] | None:
+def _evaluation(file: Path, manifest: dict[str, Any] | None, output: Path) -> dict[str, Any] | None:
     """What the evaluator measured, None without one; ConfigError when a goal is missed."""
     if not file.exists():
         return None
@@ -80,7 +81,7 @@ def _evaluation(file: Path, output: Path) -> dict[str, Any] | None:
 
     evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if missed := missed_goals(evaluation):
-        print_report(evaluation, output, written=False)
+        print_report(evaluation, manifest, output, written=False)
         raise ConfigError([f"goal missed, {output} is left as it was: {goal}" for goal in missed])
     return evaluation
 

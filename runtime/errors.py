@@ -18,6 +18,10 @@ class PackageError(OlivalError):
     """A package folder or an adapter file is incomplete, altered, or does not fit."""
 
 
+class ProviderError(PackageError):
+    """This machine cannot run on the execution provider that is asked for: no such wheel, driver or device."""
+
+
 class ConfigError(OlivalError):
     """A workflow is wrong. Carries every problem found, so that one run shows them all.
 

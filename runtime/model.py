@@ -20,6 +20,7 @@ from runtime.errors import PackageError, nearest
 from runtime.generation import TextGenerator
 from runtime.manifest import read_manifest
 from runtime.options import GenerationOptions, read_options
+from runtime.plain_generation import PlainGenerator
 from runtime.prompts import Prompt, Text, check_messages, encode_windows, fill
 from runtime.session import GraphSession, check_wheels
 from runtime.stacking import AdapterFile
@@ -53,7 +54,7 @@ class MultiAdapterModel:
         config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
         self._context_length = int(config["model"]["context_length"])
         self._session: GraphSession | None = None
-        self._generator: TextGenerator | None = None
+        self._generator: TextGenerator | PlainGenerator | None = None
         self._starting = threading.Lock()  # an engine is started once
         self._changing = threading.Lock()  # one change of the package at a time
         self._users = AdapterUsers()
@@ -350,8 +351,12 @@ class MultiAdapterModel:
         kept = {self.manifest["adapters"][name]["sha256"] for name in names}
         if self._session is not None:
             self._session.keep_only(kept)
-        if self._generator is not None:
+        if isinstance(self._generator, TextGenerator):
             self._generator.loaded.keep_only(kept)
+
+    def _ends(self) -> list[int]:
+        end: int | list[int] | None = self.manifest["base"]["eos_token_id"]
+        return end if isinstance(end, list) else [] if end is None else [end]
 
     def _graph(self) -> GraphSession:
         with self._starting:
@@ -359,9 +364,12 @@ class MultiAdapterModel:
                 self._session = GraphSession(self.folder, self.execution_provider, self._threads)
             return self._session
 
-    def _engine(self) -> TextGenerator:
+    def _engine(self) -> TextGenerator | PlainGenerator:
+        session = self._graph() if self.execution_provider == "dml" else None
         with self._starting:
-            if self._generator is None:
+            if self._generator is None and session is not None:
+                self._generator = PlainGenerator(self.folder, session, self._context_length, self._ends())
+            elif self._generator is None:
                 self._generator = TextGenerator(self.folder, self.execution_provider)
             return self._generator
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from runtime.errors import PackageError, nearest
+from runtime.errors import PackageError, ProviderError, nearest
 from runtime.stacking import CACHE_BYTES, Rows, read_rows, stack_key
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
@@ -39,14 +39,15 @@ def check_provider(execution_provider: str) -> str:
     """onnxruntime's name of a provider of ours.
 
     Raises:
-        PackageError: there is no such provider, or this machine's onnxruntime does not have it.
+        PackageError: there is no such provider.
+        ProviderError: this machine's onnxruntime does not have it.
     """
     if execution_provider not in PROVIDERS:
         raise PackageError(f"execution_provider is '{execution_provider}'; {nearest(execution_provider, PROVIDERS)}")
     name, available = PROVIDERS[execution_provider], onnxruntime.get_available_providers()
     if name not in available:
         have = [ours for ours, theirs in PROVIDERS.items() if theirs in available]
-        raise PackageError(f"this onnxruntime has no {name}, which the package asks for; available: {', '.join(have)}")
+        raise ProviderError(f"this onnxruntime has no {name}, which the package asks for; available: {', '.join(have)}")
     return name
 
 
@@ -68,7 +69,7 @@ class GraphSession:
         except Exception as error:  # onnxruntime has a kind of its own for each cause
             raise PackageError(f"{folder / 'model.onnx'}: onnxruntime cannot load it: {error}") from error
         if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU without a word
-            raise PackageError(
+            raise ProviderError(
                 f"{provider} did not start on this machine (see onnxruntime's message above); is CUDA there?"
             )
         self._inputs = self._session.get_inputs()
@@ -138,6 +139,39 @@ class GraphSession:
         values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in feed.items()}
         result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
         return result.numpy().astype(np.float32, copy=False)
+
+    def next_logits(
+        self, input_ids: np.ndarray, past: Mapping[str, Any] | None, adapter: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Logits of the token that follows, float32 (batch, vocab), and the cache for the next call.
+
+        Args:
+            input_ids: int64 (batch, new), no padding.
+            past: the cache of the call before, None at the first one.
+            adapter: tensors of `to_device`.
+        """
+        batch, new = input_ids.shape
+        names = {item.name: item for item in self._inputs}
+        keys = [name for name in names if name.startswith("past_key_values.")]
+        if past is None:
+            past = {}
+            for name in keys:
+                dtype = np.float16 if names[name].type == "tensor(float16)" else np.float32
+                past[name] = np.zeros((batch, names[name].shape[1], 0, names[name].shape[3]), dtype)
+            past = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in past.items()}
+        length = past[keys[0]].shape()[2]
+        feed = {
+            "input_ids": input_ids,
+            "attention_mask": np.ones((batch, length + new), np.int64),
+            "position_ids": np.broadcast_to(np.arange(length, length + new, dtype=np.int64), (batch, new)),
+            "logits_positions": np.array([-1], np.int64),
+        }
+        values = {
+            k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in feed.items() if k in names
+        }
+        outputs = ["logits", *(key.replace("past_key_values.", "present.") for key in keys)]
+        logits, *present = self._session.run_with_ort_values(outputs, {**values, **past, **adapter})
+        return logits.numpy()[:, -1].astype(np.float32), dict(zip(keys, present, strict=True))
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,9 +32,11 @@ def test_data_options() -> None:
         assert [p for p in parameters if f"`{p}" not in TEXT and p != "trust_remote_code"] == []
 
 
-def test_quantization_and_metric_options() -> None:
+def test_quantization_parity_and_metric_options() -> None:
+    from evaluators.parity import OPTIONS
     from evaluators.workspace_evaluator import LATENCY_OPTIONS
     from passes.graph.checks import QUANTIZATION_DEFAULTS
 
+    assert [o for o in OPTIONS if f"`{o}`" not in TEXT] == []
     assert [o for o in QUANTIZATION_DEFAULTS if f"`{o}`" not in TEXT] == []
     assert [o for o in LATENCY_OPTIONS if f'"{o}"' not in TEXT] == []

@@ -21,7 +21,9 @@ from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
 from runtime.errors import OlivalError
 
-PARITY_SAMPLES = 16  # held-out rows on which an export proves that it computes the same
+# Held-out rows on which an export is compared with PyTorch. A classifier gives a few numbers a row, and only many rows
+# show whether labels flip; a row of generated text is compared in the whole vocabulary at each of its tokens.
+PARITY_SAMPLES = {"classification": 256, "generation": 16}
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -99,7 +101,7 @@ def train_adapter(
         "metrics": {},
     }
     _write_json(folder / "adapter.json", description)
-    samples = [row["input_ids"] for row in (held_out or rows)[:PARITY_SAMPLES]]
+    samples = parity_samples(held_out or rows, PARITY_SAMPLES[description["task"]])
     (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record = {
@@ -128,6 +130,12 @@ def tokenized_rows(
         return rows
     examples = encode_generation(tokenizer, data)
     return [{"input_ids": ids, "labels": labels} for ids, labels in examples]
+
+
+def parity_samples(rows: list[dict[str, Any]], most: int) -> list[list[int]]:
+    """Token ids of at most so many rows, evenly spread: files are often sorted by label."""
+    count = min(most, len(rows))
+    return [rows[i * len(rows) // count]["input_ids"] for i in range(count)]
 
 
 def _lora_config(settings: AdapterSettings) -> LoraConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from data.tokenizing import pad_batch
 from evaluators.package_model import PackageModel
-from evaluators.parity import adapter_logits, parity_scores
+from evaluators.parity import adapter_parity
 from evaluators.torch_model import TorchModel
 from tests.conftest import SENTENCES
+
+LABELS = ["bad", "good", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +79,46 @@ def test_adapters_do_not_leak_into_each_other(torch_model: TorchModel, tiny_llam
 
 def test_parity_of_the_two(torch_model: TorchModel, package_model: PackageModel, rows: list[list[int]]) -> None:
     for name, task in (("story", "generation"), ("mood", "classification")):
-        reference, measured = (adapter_logits(model, rows, name, task) for model in (torch_model, package_model))
-        width = 3 if task == "classification" else torch_model.model.config.vocab_size
-        lengths = [1 if task == "classification" else len(row) for row in rows]
-        assert [array.shape for array in reference] == [(length, width) for length in lengths]
-        scores = parity_scores(reference, measured)
+        scores = adapter_parity(torch_model, package_model, name, rows, task)
         assert scores["max_abs_difference"] < 1e-4 and abs(scores["kl_divergence"]) < 1e-7
-        assert scores["top1_agreement"] == 1.0
+        assert scores["top1_agreement"] == 1.0 and scores["samples"] == len(rows)
+        assert scores.get("label_flips") == (0 if name == "mood" else None)
+
+
+def test_flipped_rows_are_named(
+    tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], package_model: PackageModel, rows: list[list[int]]
+) -> None:
+    """The package against PyTorch with another head: wherever the labels differ, both answers and the text."""
+    from scipy.special import softmax  # type: ignore[import-untyped]
+
+    other = TorchModel(tiny_llama_path, {"mood": make_peft_adapter(tiny_llama_path, seed=5, labels=LABELS)})
+    scores = adapter_parity(other, package_model, "mood", rows, "classification")
+    logits = {"pytorch": other.class_logits(rows, "mood"), "package": package_model.class_logits(rows, "mood")}
+    best = {side: values.argmax(axis=1) for side, values in logits.items()}
+    differing = [i for i in range(len(rows)) if best["pytorch"][i] != best["package"][i]]
+    assert differing and scores["label_flips"] == len(differing)
+    assert [flip["row"] for flip in scores["flipped_rows"]] == differing
+    for flip in scores["flipped_rows"]:
+        assert flip["text"] == other.tokenizer.decode(rows[flip["row"]], skip_special_tokens=True)
+        for side, values in logits.items():
+            likeliest = best[side][flip["row"]]
+            assert flip[side]["label"] == LABELS[likeliest]
+            assert flip[side]["probability"] == pytest.approx(softmax(values[flip["row"]])[likeliest], rel=1e-5)
+
+
+def test_the_reference_computes_in_float32(torch_model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a training left set, and it is set again afterwards."""
+    import torch
+
+    seen: list[str] = []
+    forward = torch_model.model.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    monkeypatch.setattr(torch_model.model, "forward", spy)
+    torch_model.logits(np.array([[1, 40]]), np.array([[1, 1]]), "story")
+    assert seen == ["ieee"] and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert next(torch_model.model.parameters()).dtype == torch.float32

@@ -100,7 +100,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    print_report(evaluation(), tmp_path / "out")
+    print_report(evaluation(), None, tmp_path / "out")
     lines = lines_of(capsys)
     assert lines[0] == ["out:", "int4", "ONNX", "package"]
     assert lines[1] == ["adapter", "metric", "base", "before", "PyTorch", "after", "package", "TF-IDF", "goal"]
@@ -118,7 +118,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_missing_values_are_dashes_and_no_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     quality = [row(base=None, package=None)]
-    print_report(evaluation(precision=None, quality=quality, latency=[], sizes=[]), tmp_path, written=False)
+    print_report(evaluation(precision=None, quality=quality, latency=[], sizes=[]), None, tmp_path, written=False)
     lines = lines_of(capsys)
     assert lines[0] == [f"{tmp_path.name}:", "PyTorch", "model"]
     assert lines[1][-1] == "TF-IDF"  # no goal, no column for it
@@ -130,7 +130,7 @@ def test_goals_of_latency_and_size_are_shown_and_count(capsys: pytest.CaptureFix
     content = evaluation()
     content["latency"][0] |= {"goal": goal("threshold", 12), "higher_is_better": False}
     content["sizes"][0] |= {"goal": goal("threshold", 600_000), "higher_is_better": False}
-    print_report(content, tmp_path)
+    print_report(content, None, tmp_path)
     lines = lines_of(capsys)
     assert ["(base)", "ttft", "ms", "p50/p90", "30/-", "12.3/-", "<=", "12", "MISSED"] in lines
     assert ["base", "size", "MB", "2.00", "0.50", "<=", "0.60", "MB", "met"] in lines
@@ -148,3 +148,42 @@ def test_missed_goals_are_all_named() -> None:
         "story perplexity is 4.50, the goal is <= 4.10",
         "total size is 7.00 MB, the goal is <= 6.00 MB",
     ]
+
+
+def manifest(**target: str) -> dict[str, Any]:
+    scores = {"max_abs_difference": 0.81, "mean_abs_difference": 0.143, "kl_divergence": 0.0021, "top1_agreement": 0.98}
+    exact = {**dict.fromkeys(scores, 3.1e-5), "samples": 16, "executed_on": "cpu"}
+    spam = {**scores, "label_flips": 2, "flipped_rows": [], "samples": 256, "executed_on": "cpu"}
+    entries = {"spam": spam, "story": {**scores, "samples": 16, "executed_on": "cpu"}, "last": {"executed_on": None}}
+    adapters = {name: {"parity": {"fp32": exact, "int4": entry}} for name, entry in entries.items()}
+    added = {"added": {"parity": {}}}  # by hand, later
+    return {"precision": "int4", "target": {"execution_provider": "dml", **target}, "adapters": {**adapters, **added}}
+
+
+def test_the_parity_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Beside an evaluation and without one; at most 100 columns wide."""
+    print_report(None, manifest(not_executed="no DmlExecutionProvider"), tmp_path / "out")
+    output = capsys.readouterr().out
+    assert max(len(line) for line in output.splitlines() if "out" not in line) <= 100
+    lines = [line.split() for line in output.splitlines() if line.strip()]
+    assert lines[0] == ["Not", "executed", "here", "on", "its", "target", "dml:", "no", "DmlExecutionProvider"]
+    assert lines[1] == ["adapter", "parity", "max", "diff", "mean", "diff", "KL", "top-1", "label", "flips", "samples"]
+    assert lines[3:6] == [
+        ["spam", "int4", "on", "cpu", "0.81", "0.14", "0.0021", "0.980", "2", "256"],
+        ["story", "int4", "on", "cpu", "0.81", "0.14", "0.0021", "0.980", "-", "16"],
+        ["last", "int4,", "not", "executed", "here"],
+    ]
+    assert lines[6][-1] == "3.1e-05" and lines[7] == ["Written", "to", str(tmp_path / "out")]
+    print_report(evaluation(), manifest(), tmp_path / "out")
+    both = capsys.readouterr().out
+    assert "Not executed" not in both
+    assert both.index("accuracy") < both.index("int4 on cpu") < both.index("2 cores, Linux")
+
+
+def test_what_cannot_be_measured_here_is_not_missed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Even where PyTorch's value, which stands in for it before an export, would miss the goal; sizes still count."""
+    quality = [row(package=None, goal=goal("threshold", 0.9), not_measured=True)]
+    content = evaluation(quality=quality, sizes=[size(7e6, 6e6)])
+    assert missed_goals(content) == ["total size is 7.00 MB, the goal is <= 6.00 MB"]
+    print_report(content, None, tmp_path)
+    assert ["spam", "accuracy", "0.700", "0.800", "-", "-", ">=", "0.900", "unmeasured"] in lines_of(capsys)

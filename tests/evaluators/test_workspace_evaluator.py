@@ -130,6 +130,31 @@ def test_on_the_package(
     }
 
 
+def test_on_a_package_for_a_provider_that_is_not_here(
+    tiny_llama_path: Path, adapter_folders: dict[str, Path], package_folder: Path, metrics: list[Any], tmp_path: Path
+) -> None:
+    """PyTorch and sizes are measured, the package's column stays empty and says so."""
+    from olive.model import ONNXModelHandler
+
+    folder = shutil.copytree(package_folder, tmp_path / "package")
+    manifest = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+    manifest["target"]["execution_provider"] = "dml"
+    (folder / "package.json").write_text(json.dumps(manifest), encoding="utf-8")
+    attributes = {
+        ATTRIBUTE: {name: str(path) for name, path in adapter_folders.items()},
+        BASE_ATTRIBUTE: str(tiny_llama_path),
+    }
+    handler = ONNXModelHandler(str(folder), onnx_file_name="model.onnx", model_attributes=attributes)
+    WorkspaceEvaluator(metric_options=OPTIONS).evaluate(handler, metrics)
+    record = json.loads(evaluation_file().read_text(encoding="utf-8"))
+    assert record["not_executed"].startswith("this onnxruntime has no DmlExecutionProvider")
+    assert record["precision"] == "fp32"
+    for measured in (*record["quality"], *record["latency"]):
+        assert measured["package"] is None and measured["not_measured"] is True
+        assert measured["pytorch"] is not None
+    assert all(part["package"] > 0 and "not_measured" not in part for part in record["sizes"])
+
+
 def test_an_adapter_that_is_not_there(tiny_llama_path: Path, metrics: list[Any]) -> None:
     with pytest.raises(ConfigError) as error:
         WorkspaceEvaluator().evaluate(trained(tiny_llama_path, {}), metrics)

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         lambda w, _: step(w, "export", presicion="fp32"),
         [
             "passes.export.presicion: unknown option; did you mean 'precision'? "
-            "Valid: name, parity_tolerance, precision, quantization, threads"
+            "Valid: name, parity, precision, quantization, threads"
         ],
     ),
     "unknown target modules": (
@@ -267,11 +267,21 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "Valid: accuracy_level, algorithm, block_size, nodes_to_exclude, symmetric"
         ],
     ),
-    "threads and tolerance": (
-        lambda w, _: step(w, "export", threads=0, parity_tolerance=0),
+    "threads and parity": (
+        lambda w, _: step(
+            w,
+            "export",
+            threads=0,
+            parity={"fp32_max_abs_difference": None, "top1_agreement": 99, "label_flip": 0, "samples": 0.5},
+        ),
         [
             "passes.export.threads: must be 1 or more, but got 0",
-            "passes.export.parity_tolerance: must be above 0, but got 0.0",
+            "passes.export.parity.label_flip: unknown key; did you mean 'label_flips'? Valid: "
+            "fp32_max_abs_difference, kl_divergence, label_flips, max_abs_difference, mean_abs_difference, samples, "
+            "top1_agreement",
+            "passes.export.parity.fp32_max_abs_difference: must be a number above 0, but got None",
+            "passes.export.parity.top1_agreement: must be a number from 0 to 1, but got 99",
+            "passes.export.parity.samples: must be a whole number from 1, but got 0.5",
         ],
     ),
     "unknown training argument": (

@@ -138,8 +138,8 @@ class Finished:
         self.adapters: list[dict[str, tuple[str, int, int]]] = []
         moments: list[tuple[Callable[[], bool], float]] = [
             (lambda: olive.unfinished("story"), 0.05),  # "mood" is finished, "story" is being trained
-            (lambda: "checking the float32 graph" in olive.stderr(), 0.5),  # all are trained
-            (lambda: "building fp32" in olive.stderr(), 1.5),  # the package is being built or measured
+            (lambda: "building fp32" in olive.stderr(), 0.5),  # all are trained, the package is being built
+            (lambda: "comparing 3 adapters" in olive.stderr(), 0.5),  # it is being measured
         ]
         for reached, at_most_s in moments:
             olive.kill_when(reached, at_most_s)
@@ -236,11 +236,45 @@ def test_a_bad_option_fails_before_anything_runs(finished: Finished) -> None:
 
 def test_a_failing_parity_leaves_the_package(finished: Finished) -> None:
     content = finished.olive.workflow()
-    content["passes"]["export"]["parity_tolerance"] = 1e-30
+    content["passes"]["export"]["parity"] = {"fp32_max_abs_difference": 1e-30, "mean_abs_difference": 1e-31}
     error, stdout = fails(finished.olive, content)
-    assert error.startswith("error: adapter 'mood': the float32 graph differs from PyTorch by ")
-    assert "in logits, more than parity_tolerance 1e-30" in error and error.count("\n") == 0
+    first, *lines = error.splitlines()
+    assert first == "error: 6 problems:"
+    bounds = (("max_abs_difference", "1e-30"), ("mean_abs_difference", "1e-31"))
+    wanted = [(name, *bound) for name in ("mood", "story", "tone") for bound in bounds]
+    for line, (name, score, bound) in zip(lines, wanted, strict=True):
+        assert line.startswith(f"  - parity of adapter '{name}' with PyTorch: fp32 {score} is ")
+        assert line.endswith(f", but must be at most {bound}")
     assert "Written to" not in stdout
+
+
+def test_a_package_for_a_target_that_is_not_here(finished: Finished) -> None:
+    """The same adapters for CUDA: nothing is trained again, the graph is compared on the CPU, a goal stays open."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDAExecutionProvider")
+    before, adapters, content = hashes(finished.olive.out), finished.olive.adapters(), finished.olive.workflow()
+    out = finished.olive.folder / "out_cuda"
+    accelerator = {"device": "gpu", "execution_providers": ["CUDAExecutionProvider"]}
+    content["systems"]["target"]["accelerators"] = [accelerator]
+    content["passes"]["export"]["precision"] = "fp16"
+    content["passes"]["export"]["parity"] = {"max_abs_difference": 0.2, "label_flips": 1}
+    content["evaluators"]["all"]["metrics"][2]["sub_types"][0]["goal"] = {"type": "threshold", "value": 1e-6}
+    code, stdout, stderr = finished.olive.run({**content, "output_dir": str(out)})
+    assert code == 0, stderr
+    assert not [line for line in stderr.splitlines() if line.startswith("train ") and "unchanged" not in line]
+    assert finished.olive.adapters() == adapters
+    assert hashes(finished.olive.out) == before
+    reason = "this onnxruntime has no CUDAExecutionProvider, which the package asks for; available: cpu"
+    assert f"Not executed here on its target cuda: {reason}" in stdout
+    assert "<= 1e-06 unmeasured" in stdout and f"Written to {out}" in stdout
+    manifest = json.loads((out / "package.json").read_text(encoding="utf-8"))
+    assert manifest["target"]["not_executed"] == reason and manifest["precision"] == "fp16"
+    for entry in manifest["adapters"].values():
+        assert entry["parity"]["fp32"]["max_abs_difference"] < 1e-3
+        assert entry["parity"]["fp16"]["executed_on"] == "cpu" and entry["parity"]["fp16"]["max_abs_difference"] > 0
+        assert all(scores["package"] is None for scores in entry["metrics"].values())
 
 
 def test_a_missed_goal_leaves_the_package(finished: Finished) -> None:
