@@ -58,7 +58,7 @@ def widen_heads(part: str | None, pair: Pair, slot: Mapping[str, Any]) -> Pair:
 
 
 def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> tuple[Pair, dict[str, int]]:
-    """The reverse of `widen_heads`, for a pair that covers the slot: (pair, outputs of each part) of the base itself."""
+    """The reverse of `widen_heads`, for a pair that covers the slot: the pair, and the outputs of each part."""
     heads = slot.get("heads")
     if heads is None:
         return pair, dict(slot["parts"])
