@@ -91,7 +91,7 @@ def _adapters(folder: Path, paths: Prepared, ranks: tuple[int, ...]) -> None:
 
     from passes.graph.slots import add_slots
     from runtime.adapter_file import write_adapter
-    from runtime.conversion import tensors_from_peft
+    from runtime.conversion import slot_tensors
 
     hidden = json.loads((paths.base / "config.json").read_text(encoding="utf-8"))["hidden_size"]
     graph = paths.int4 / "model.onnx"
@@ -99,7 +99,7 @@ def _adapters(folder: Path, paths: Prepared, ranks: tuple[int, ...]) -> None:
     paths.adapters.mkdir(exist_ok=True)
 
     def convert(peft: Path, name: str, form: str) -> dict[str, np.ndarray]:
-        tensors, _ = tensors_from_peft(peft, slots[form], hidden)
+        tensors, _ = slot_tensors(peft, slots[form], hidden)
         write_adapter(paths.adapters / f"{name}.onnx_adapter", tensors)
         return tensors
 

@@ -253,12 +253,13 @@ class MultiAdapterModel:
         template = "{text}" if adapter is None else self._entry(adapter, "generation")["template"]
         if not isinstance(prompt, str | Mapping):
             check_messages(prompt, adapter, template)
-            template = "chat"
-        if template == "chat":  # the chat template writes the special tokens itself
-            if isinstance(prompt, str | Mapping):
-                prompt = [{"role": "user", "content": fill("{prompt}", prompt)}]
-            return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
-        return list(self.tokenizer.encode(fill(template, prompt)).ids)
+            messages = prompt
+        elif template == "chat":
+            messages = [{"role": "user", "content": fill("{prompt}", prompt)}]
+        else:
+            return list(self.tokenizer.encode(fill(template, prompt)).ids)
+        # the chat template writes the special tokens itself
+        return list(self.tokenizer.encode(self._engine().chat(messages), add_special_tokens=False).ids)
 
     def tokens(
         self, ids: Sequence[int], adapter: str | None = None, max_new_tokens: int = 128, **options: Any

@@ -16,7 +16,7 @@ from passes.graph.checks import ARCHITECTURES, check_base, check_precision
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
-from runtime.conversion import tensors_from_peft
+from runtime.conversion import slot_tensors
 from runtime.errors import ConfigError, OlivalError
 from tests.conftest import save_tiny_model
 from tests.graph.reference import run_graph
@@ -76,7 +76,7 @@ def test_architecture_with_lora_gives_the_logits_of_peft(
     assert model.config.architectures[0] in ARCHITECTURES
     present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     folder = make_peft_adapter(base, target_modules=[m for m in MODULES if m in present])
-    tensors, info = tensors_from_peft(folder, slots, 64)
+    tensors, info = slot_tensors(folder, slots, 64)
     assert len(info["target_modules"]) in (4, 7)
     with torch.no_grad():
         wanted = PeftModel.from_pretrained(model, folder).eval()(torch.from_numpy(IDS)).logits.numpy()
@@ -108,7 +108,7 @@ def test_phi3_with_longrope_on_both_sides_of_its_first_context(
     build_base(base, tmp_path / "out", "fp32" if provider == "cpu" else "fp16", provider, threads=2)
     graph, slots = surgery(tmp_path / "out")
     folder = make_peft_adapter(base, target_modules=["qkv_proj", "o_proj"])
-    tensors, _ = tensors_from_peft(folder, slots, 64)
+    tensors, _ = slot_tensors(folder, slots, 64)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     for length in (9, 16, 17, 40):
         ids = np.random.default_rng(length).integers(3, 290, (1, length)).astype(np.int64)
@@ -148,7 +148,7 @@ def test_graphs_for_gpus_run_on_the_cpu(
     assert session["provider_options"][0][provider].items() >= {own} and len(session["provider_options"]) == 1
     assert session["intra_op_num_threads"] == 2 and config["search"]["past_present_share_buffer"] is True
     folder = make_peft_adapter(tiny_llama_path, labels=["a", "b"])
-    tensors, _ = tensors_from_peft(folder, slots, 64)
+    tensors, _ = slot_tensors(folder, slots, 64)
     found = run_graph(graph, IDS, **tensors)
     assert found["class_logits"].shape == (2, 2)
     if precision == "fp16":

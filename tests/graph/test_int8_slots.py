@@ -14,7 +14,7 @@ from passes.graph.builder import build_base
 from passes.graph.head import add_class_head
 from passes.graph.slots import add_slots
 from runtime.adapter_file import check_fits, read_adapter, write_adapter
-from runtime.conversion import tensors_from_olive_adapter, tensors_from_peft
+from runtime.conversion import slot_tensors
 from runtime.errors import PackageError
 from runtime.lora_quantization import quantize_a
 from tests.graph.reference import run_graph
@@ -65,7 +65,7 @@ def test_error_is_below_the_base_s_own(
     found = {}
     for form in ("float", "int8"):
         graph, slots = int4[form]
-        found[form] = run_graph(graph, IDS, **tensors_from_peft(folder, slots, 64)[0])["logits"]
+        found[form] = run_graph(graph, IDS, **slot_tensors(folder, slots, 64)[0])["logits"]
     base = run_graph(int4["plain"][0], IDS)["logits"]
     with torch.no_grad():
         exact = AutoModelForCausalLM.from_pretrained(tiny_llama_path).eval()(torch.from_numpy(IDS)).logits.numpy()
@@ -78,7 +78,7 @@ def test_each_row_its_own_adapter(int4: Graphs, tiny_llama_path: Path, make_peft
     """A row's result differs only by the rounding of x, whose scale is the batch's."""
     graph, slots = int4["int8"]
     folders = [make_peft_adapter(tiny_llama_path, rank=8, seed=seed) for seed in range(3)]
-    rows = [tensors_from_peft(folder, slots, 64)[0] for folder in folders]
+    rows = [slot_tensors(folder, slots, 64)[0] for folder in folders]
     mixed = run_graph(graph, IDS, **{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
     for index, row in enumerate(rows):
         alone = run_graph(graph, IDS[index : index + 1], **row)["logits"][0]
@@ -96,13 +96,13 @@ def test_adapter_file(
 
     graph, slots = int4["int8"]
     folder = make_peft_adapter(tiny_llama_path, rank=8)
-    tensors = tensors_from_peft(folder, slots, 64)[0]
+    tensors = slot_tensors(folder, slots, 64)[0]
     write_adapter(tmp_path / "a.onnx_adapter", tensors)
     assert check_fits(read_adapter(tmp_path / "a.onnx_adapter"), slots, 64) == []
-    assert tensors_from_olive_adapter(tmp_path / "a.onnx_adapter", slots, 64)[1]["rank"] == 8
-    write_adapter(tmp_path / "float.onnx_adapter", tensors_from_peft(folder, int4["float"][1], 64)[0])
+    assert slot_tensors(tmp_path / "a.onnx_adapter", slots, 64)[1]["rank"] == 8
+    write_adapter(tmp_path / "float.onnx_adapter", slot_tensors(folder, int4["float"][1], 64)[0])
     with pytest.raises(PackageError, match=r"lora_A.weight has dtype float32, but the graph takes uint8"):
-        tensors_from_olive_adapter(tmp_path / "float.onnx_adapter", slots, 64)
+        slot_tensors(tmp_path / "float.onnx_adapter", slots, 64)
 
     config = og.Config(str(graph.parent))
     config.clear_providers()

@@ -13,7 +13,7 @@ import pytest
 from passes.graph.builder import build_base
 from passes.graph.head import add_class_head
 from passes.graph.slots import add_slots
-from runtime.conversion import tensors_from_peft
+from runtime.conversion import slot_tensors
 from runtime.errors import PackageError
 from tests.graph.reference import load_dequantized, run_graph
 
@@ -33,7 +33,7 @@ class Built:
         onnx.save(model, self.graph)
 
     def adapter(self, folder: Path) -> dict[str, np.ndarray]:
-        return tensors_from_peft(folder, self.slots, 64)[0]
+        return slot_tensors(folder, self.slots, 64)[0]
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_wrong_options_are_named(mixed_model: MultiAdapterModel, options: dict[s
 
 def test_constraint_needs_a_build_that_has_it(mixed_model: MultiAdapterModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build without guidance takes any constraint and generates as if there were none."""
-    engine = mixed_model._engine()
+    engine: Any = mixed_model._engine()
     monkeypatch.setattr(engine, "_guides", None)
     monkeypatch.setattr(engine._og.GeneratorParams, "set_guidance", lambda *_: None)
     with pytest.raises(PackageError, match="regex needs an onnxruntime-genai that was built with guidance"):

@@ -191,7 +191,8 @@ def test_stacks_are_kept_and_given_up(mixed_model: MultiAdapterModel, monkeypatc
     assert mixed_model.generate_batch(list(reversed(requests)), 5) == first[::-1]
     assert not written, "an equal mixture uses the stack that is there"
     monkeypatch.setattr("runtime.loaded_adapters.CACHE_BYTES", 0)
-    cache = mixed_model._engine().loaded
+    engine: Any = mixed_model._engine()
+    cache = engine.loaded
     assert mixed_model.generate_batch([*requests, ("The", None)], 5)[:2] == first
     assert len(written) == 1 and not [key for key in cache._bytes if len(key) > 1]
     assert list(Path(cache._folder.name).iterdir()) == []

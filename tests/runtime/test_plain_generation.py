@@ -12,8 +12,10 @@ import pytest
 from passes.package import write_package
 from runtime.errors import PackageError
 from runtime.model import MultiAdapterModel
+from runtime.options import GenerationOptions
 from runtime.plain_generation import PlainGenerator, choose
 from runtime.session import GraphSession
+from runtime.stacking import AdapterFile
 from tests.conftest import SENTENCES
 
 
@@ -33,8 +35,15 @@ def packages(
     folders = {}
     for provider, precision in (("cpu", "fp32"), ("dml", "fp16")):
         folders[provider] = tmp_path_factory.mktemp("packages") / provider
-        target = {"precision": precision, "execution_provider": provider, "threads": 2}
-        write_package(folders[provider], base_path=tiny_llama_path, adapter_folders=sources, name="tiny", **target)
+        write_package(
+            folders[provider],
+            base_path=tiny_llama_path,
+            adapter_folders=sources,
+            precision=precision,
+            execution_provider=provider,
+            threads=2,
+            name="tiny",
+        )
     return folders
 
 
@@ -78,10 +87,9 @@ def test_the_graph_for_directml_agrees_step_by_step(
     """Prompt, then token by token with the cache: float16 logits against transformers over the whole sequence."""
     import torch
 
-    from runtime.adapter_file import read_adapter
-
     session = GraphSession(packages["dml"], "cpu", 2)
-    tensors = session.to_device(read_adapter(packages["dml"] / "adapters" / "story.onnx_adapter"))
+    file = AdapterFile(packages["dml"] / "adapters" / "story.onnx_adapter", "sha256 of story")
+    tensors = session.adapters([file, file])
     rows = np.array([[1, 40, 41, 42, 60, 61, 62], [1, 99, 98, 97, 80, 81, 82]])
     with torch.no_grad():
         wanted = torch_model(tiny_llama_path, sources["story"])(torch.from_numpy(rows)).logits.numpy()
@@ -92,14 +100,13 @@ def test_the_graph_for_directml_agrees_step_by_step(
     assert np.abs(wanted).max() > 4  # 0.1 is little of it
 
 
-def test_chat_and_removed_adapters(packages: dict[str, Path]) -> None:
+def test_chat_and_forgotten_adapters(packages: dict[str, Path]) -> None:
     model, by_genai = plain(packages["cpu"]), MultiAdapterModel.load(packages["cpu"])
     assert model.encode_prompt("Hello", "chat") == by_genai.encode_prompt("Hello", "chat")
     assert model.generate("Hello", "chat", 8) == by_genai.generate("Hello", "chat", 8)
     running = model.tokens(model.encode_prompt("Hello", "chat"), "chat", 8, stop_at_eos=False)
     first = next(running)
-    assert isinstance(model._generator, PlainGenerator)
-    model._generator.keep_only([])
+    model._graph().keep_only([])
     again = model.tokens(model.encode_prompt("Hello", "chat"), "chat", 8, stop_at_eos=False)
     assert [first, *running] == list(again)
 
@@ -131,7 +138,28 @@ def test_samples_follow_the_distribution_of_transformers(temperature: float, top
         scores = TopKLogitsWarper(top_k)(ids, scores)
     wanted = TopPLogitsWarper(top_p)(ids, scores).softmax(-1)[0].numpy()
     draw, count = np.random.default_rng(0), 20_000
-    drawn = np.bincount([choose(logits, draw, temperature, top_k, top_p) for _ in range(count)], minlength=12)
+    options, text = GenerationOptions(temperature=temperature, top_k=top_k, top_p=top_p), np.zeros(0, np.int64)
+    drawn = np.bincount([choose(logits, text, draw, options) for _ in range(count)], minlength=12)
     assert set(np.flatnonzero(drawn)) <= set(np.flatnonzero(wanted))
     np.testing.assert_allclose(drawn / count, wanted, atol=0.015)  # 4 standard deviations of the commonest
-    assert choose(logits, draw, 0, top_k, top_p) == logits.argmax()
+    assert choose(logits, text, draw, GenerationOptions(top_k=top_k, top_p=top_p)) == logits.argmax()
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = np.array([2.0, 1.9, -1.0, -1.1], np.float32)
+    text, options = np.array([0, 2, 0]), GenerationOptions(repetition_penalty=1.5)
+    processor = RepetitionPenaltyLogitsProcessor(1.5)
+    wanted = processor(torch.from_numpy(text)[None], torch.from_numpy(logits.copy())[None])[0].numpy()
+    assert choose(logits, text, np.random.default_rng(0), options) == wanted.argmax() == 1
+    np.testing.assert_allclose(logits, wanted)
+
+
+def test_a_batch_of_rows_and_constraints(packages: dict[str, Path]) -> None:
+    model, by_genai = plain(packages["cpu"]), MultiAdapterModel.load(packages["cpu"])
+    requests = [(SENTENCES[0], "story"), (SENTENCES[0], None), (SENTENCES[1], "story"), ("Hello", "chat")]
+    assert model.generate_batch(requests, 8) == by_genai.generate_batch(requests, 8)
+    with pytest.raises(PackageError, match="regex needs onnxruntime-genai"):
+        model.generate("Hello", None, 8, regex="a+")
