@@ -37,10 +37,10 @@ def test_named_folders_exist() -> None:
     assert [name for name in names if not (REPOSITORY / name).exists()] == []
 
 
-def test_python_example_compiles() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    compile(example, "README.md", "exec")
-    assert len(example.strip().splitlines()) <= 5
+def test_python_examples_compile() -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    compile("".join(examples), "README.md", "exec")
+    assert len(examples[0].strip().splitlines()) <= 5
 
 
 def test_every_dependency_is_pinned_with_a_reason() -> None:

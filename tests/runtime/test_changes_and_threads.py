@@ -191,3 +191,17 @@ def test_threads_that_start_together_start_one_engine(
         labels = list(pool.map(lambda _: model.classify("The", "mood")[0].label, range(4)))
     assert len(set(texts)) == len(set(labels)) == 1
     assert sorted(started) == ["GraphSession", "TextGenerator"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has mapped")
+def test_weights_and_adapters_are_mapped_not_read(own_model: MultiAdapterModel) -> None:
+    """Mapped pages are shared by all processes that use the package."""
+
+    def mapped() -> set[str]:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        return {line.rsplit("/", 1)[-1] for line in lines if str(own_model.folder) in line}
+
+    own_model.classify("The", "mood")
+    assert mapped() == {"model.onnx.data"}
+    own_model.generate("The", "story", 3)
+    assert mapped() == {"model.onnx.data", "story.onnx_adapter"}

@@ -176,11 +176,11 @@ def test_mixed_batch_at_int4(mixed_package: MixedPackage, tmp_path: Any) -> None
         assert result.probability == pytest.approx(model.classify(*request)[0].probability, abs=0.02)
 
 
-def test_stacks_are_kept_and_given_up(mixed_model: MultiAdapterModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks_are_kept_and_given_up(own_model: MultiAdapterModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.adapter_file import write_adapter
 
     requests: list[tuple[Any, str | None]] = [("The", "story"), ("The", "poem")]
-    first = mixed_model.generate_batch(requests, 5)
+    first = own_model.generate_batch(requests, 5)
     written: list[Any] = []
 
     def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -188,12 +188,12 @@ def test_stacks_are_kept_and_given_up(mixed_model: MultiAdapterModel, monkeypatc
         write_adapter(path, tensors)
 
     monkeypatch.setattr("runtime.loaded_adapters.write_adapter", write)
-    assert mixed_model.generate_batch(list(reversed(requests)), 5) == first[::-1]
+    assert own_model.generate_batch(list(reversed(requests)), 5) == first[::-1]
     assert not written, "an equal mixture uses the stack that is there"
     monkeypatch.setattr("runtime.loaded_adapters.CACHE_BYTES", 0)
-    engine: Any = mixed_model._engine()
+    engine: Any = own_model._engine()
     cache = engine.loaded
-    assert mixed_model.generate_batch([*requests, ("The", None)], 5)[:2] == first
+    assert own_model.generate_batch([*requests, ("The", None)], 5)[:2] == first
     assert len(written) == 1 and not [key for key in cache._bytes if len(key) > 1]
     assert list(Path(cache._folder.name).iterdir()) == []
 
