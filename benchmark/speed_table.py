@@ -100,7 +100,7 @@ def about(results: Mapping[str, Any]) -> str:
     speeds = ", ".join(f"{name} {value:.1f}" for name, value in results["tokens_per_second"].items())
     memory = ", ".join(f"{name} {value['peak_rss_bytes'] / 1e6:.0f}" for name, value in results["memory"].items())
     loads = ", ".join(f"{name} {value['load_seconds']:.2f}" for name, value in results["memory"].items())
-    seconds = ", ".join(f"{name} {value:.2f}" for name, value in results["seconds"].items())
+    seconds = ", ".join(f"{name} {value:.3g}" for name, value in results["seconds"].items())
     errors = "; ".join(
         f"{name} mean {value['mean']:.4f}, largest {value['max']:.4f}" for name, value in results["errors"].items()
     )
