@@ -156,7 +156,7 @@ def manifest(**target: str) -> dict[str, Any]:
     spam = {**scores, "label_flips": 2, "flipped_rows": [], "samples": 256, "executed_on": "cpu"}
     entries = {"spam": spam, "story": {**scores, "samples": 16, "executed_on": "cpu"}, "last": {"executed_on": None}}
     adapters = {name: {"parity": {"fp32": exact, "int4": entry}} for name, entry in entries.items()}
-    added = {"added": {"parity": {}}}  # by hand, later
+    added: dict[str, Any] = {"added": {"parity": {}}}  # by hand, later
     return {"precision": "int4", "target": {"execution_provider": "dml", **target}, "adapters": {**adapters, **added}}
 
 
