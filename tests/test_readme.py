@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_every_dependency_is_pinned_with_a_reason() -> None:
             assert match, line
             pins[match[1].lower().replace("_", "-")] = match[2]
     assert [name for name in needed if name.lower().replace("_", "-") not in pins] == []
+
+
+def test_every_extra_that_users_install_is_resolved_for_its_platforms() -> None:
+    """.ci/resolve_extras.py asks the registry; here only that it leaves out none."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    platforms = runpy.run_path(str(REPOSITORY / ".ci" / "resolve_extras.py"))["PLATFORMS"]
+    assert set(platforms) == set(extras) - {"test"}
 
 
 @pytest.mark.parametrize("package", ["data", "evaluators", "passes", "runtime"])

@@ -117,8 +117,13 @@ def test_the_reference_computes_in_float32(torch_model: TorchModel, monkeypatch:
         seen.append(torch.backends.cuda.matmul.fp32_precision)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
     monkeypatch.setattr(torch_model.model, "forward", spy)
-    torch_model.logits(np.array([[1, 40]]), np.array([[1, 1]]), "story")
-    assert seen == ["ieee"] and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        torch_model.logits(np.array([[1, 40]]), np.array([[1, 1]]), "story")
+        assert seen == ["ieee"] and matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
     assert next(torch_model.model.parameters()).dtype == torch.float32

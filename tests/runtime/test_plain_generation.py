@@ -35,15 +35,8 @@ def packages(
     folders = {}
     for provider, precision in (("cpu", "fp32"), ("dml", "fp16")):
         folders[provider] = tmp_path_factory.mktemp("packages") / provider
-        write_package(
-            folders[provider],
-            base_path=tiny_llama_path,
-            adapter_folders=sources,
-            precision=precision,
-            execution_provider=provider,
-            threads=2,
-            name="tiny",
-        )
+        target: dict[str, Any] = {"precision": precision, "execution_provider": provider, "threads": 2}
+        write_package(folders[provider], base_path=tiny_llama_path, adapter_folders=sources, name="tiny", **target)
     return folders
 
 
