@@ -33,6 +33,7 @@ def run_genai_builder(
         extra = {f"int4_{k}" if k in _QUANTIZING else k: v for k, v in extra.items()}
     elif "input_path" in check:  # newer: create_model takes what the check has read from the folder
         extra["windowed_kv_cache"] = False  # one cache layout for all layers, as every release of onnxruntime runs it
+        extra["enable_dml_graph"] = False  # a captured graph has fixed shapes, and an adapter's rank is free
         builder.check_extra_options("", str(folder), str(out), precision, provider, str(cache), extra)
         _state_what_is_read(extra["hf_details"]["hf_config"])
     else:

@@ -144,8 +144,9 @@ def test_graphs_for_gpus_run_on_the_cpu(
     assert {entry["dtype"] for entry in slots.values()} == {"float16"}
     config = json.loads((tmp_path / "genai_config.json").read_text())
     session = config["model"]["decoder"]["session_options"]
-    own = {"cuda": ("enable_cuda_graph", "0"), "dml": ("enable_graph_capture", "1")}[provider]
-    assert session["provider_options"][0][provider].items() >= {own} and len(session["provider_options"]) == 1
+    (options,) = session["provider_options"]
+    captured = {"cuda": "enable_cuda_graph", "dml": "enable_graph_capture"}[provider]
+    assert list(options) == [provider] and options[provider].get(captured, "0") == "0"  # ranks of adapters are free
     assert session["intra_op_num_threads"] == 2 and config["search"]["past_present_share_buffer"] is True
     folder = make_peft_adapter(tiny_llama_path, labels=["a", "b"])
     tensors, _ = slot_tensors(folder, slots, 64)
