@@ -81,7 +81,7 @@ def install_adapter(
             raise PackageError(f"{source}: this adapter says that it was made for another base")
         tensors, info = tensors_from_olive_adapter(source, slots, hidden)
         given = dict(settings)
-    entry = _checked_settings(name, given, info["classes"])
+    entry = _checked_settings(name, given, info["classes"], manifest["base"])
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
     file = f"adapters/{name}.onnx_adapter"
@@ -139,10 +139,13 @@ def remove_adapter(package: Path, name: str) -> None:
     (Path(package) / entry["file"]).unlink(missing_ok=True)
 
 
-def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) -> dict[str, Any]:
-    """Settings with defaults, all problems at once."""
+def _checked_settings(
+    name: str, given: Mapping[str, Any], classes: int | None, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings with defaults, all problems at once; `base` is the manifest's."""
     problems = []
-    known = {key: value for key, value in given.items() if value is not None}
+    pooling = base.get("pooling", "last")
+    known = {"pooling": pooling, **{key: value for key, value in given.items() if value is not None}}
     if classes is not None and "task" not in known:
         known["task"] = "classification"
     settings = {**SETTINGS, **known}
@@ -163,8 +166,12 @@ def _checked_settings(name: str, given: Mapping[str, Any], classes: int | None) 
             problems.append("template 'chat' is for generation")
     else:
         settings["labels"] = None
-    if settings["pooling"] != "last":
-        problems.append(f"pooling is '{settings['pooling']}', but the graph pools the last token only; valid: last")
+    if settings["task"] == "generation" and not base.get("generates", True):
+        problems.append("task is generation, but the base is an encoder, which writes no text; valid: classification")
+    if settings["pooling"] != pooling:
+        problems.append(
+            f"pooling is '{settings['pooling']}', but the graph pools the {pooling} token only; valid: {pooling}"
+        )
     for key in ("max_length", "window_stride"):
         if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
             problems.append(f"{key} is {settings[key]!r}, but must be a whole number of tokens, at least 1")

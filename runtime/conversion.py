@@ -16,6 +16,7 @@ from runtime.errors import PackageError, nearest
 
 _PACKED = ("q_proj", "k_proj", "v_proj")
 _PEFT_KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_(A|B)\.weight")
+_MODULE_KEY = re.compile(r"base_model\.model\.([\w.]+)\.lora_(A|B)\.weight")  # of bases whose slots are named so
 _OLIVE_KEY = re.compile(r"(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_(A|B)\.weight")
 _SCORE = "base_model.model.score.weight"
 # these initializations change the base's own weights, so the two matrices alone are not the adapter
@@ -66,8 +67,11 @@ def tensors_from_peft(
     halves: dict[str, dict[str, np.ndarray]] = {}
     for key, value in weights.items():
         match = _PEFT_KEY.fullmatch(key)
+        by_module = _MODULE_KEY.fullmatch(key)
         if match is not None:
             halves.setdefault(match[1], {})[match[5]] = value
+        elif by_module is not None and by_module[1] in slots:
+            halves.setdefault(by_module[1], {})[by_module[2]] = value
         elif not key.endswith("lora_magnitude_vector"):  # DoRA's, which use_dora has named already
             pattern = re.sub(r"\.\d+\.", ".{n}.", key)  # one line for all layers
             problems.append(
@@ -138,7 +142,7 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
         problems.append("use_dora is true; DoRA also rescales the base's weights, merge it into the base")
     if config.get("bias", "none") != "none":
         problems.append(f"bias is '{config['bias']}'; slots have no bias, train with 'none'")
-    for key in ("fan_in_fan_out", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
+    for key in ("lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
         if config.get(key):
             problems.append(f"{key} is {json.dumps(config[key])}; slots cannot express it")
     start = str(config.get("init_lora_weights", "")).lower()
@@ -207,6 +211,8 @@ def _fill_slots(
 
 def _places(module: str, pair: Pair, slots: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Pair]]:
     """(slot, part, pair) of a module: q, k and v share a slot where the graph packs them; Phi-3 packs gate and up."""
+    if module in slots:
+        return [(module, module.rpartition(".")[2], pair)]
     parent, _, target = module.replace(".self_attn.", ".attn.").rpartition(".")
     if target in _PACKED and f"{parent}.qkv_proj" in slots:
         return [(f"{parent}.qkv_proj", target, pair)]

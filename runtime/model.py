@@ -17,6 +17,7 @@ from runtime.adapter_file import read_adapter
 from runtime.errors import PackageError, nearest
 from runtime.generation import TextGenerator, check_sampling
 from runtime.manifest import read_manifest
+from runtime.plain_generation import PlainGenerator
 from runtime.prompts import encode_windows, fill
 from runtime.session import GraphSession, check_wheels, pad_right
 
@@ -166,6 +167,7 @@ class MultiAdapterModel:
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, adapter: str | None = None
     ) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right."""
+        self._check_writes()
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         tensors = {} if adapter is None else self._adapter_tensors(self._entry(adapter))
@@ -174,6 +176,8 @@ class MultiAdapterModel:
     def encode_prompt(self, prompt: str, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
         template = "{text}" if adapter is None else self._entry(adapter, "generation")["template"]
+        if template == "chat" and self._is_plain():
+            raise PackageError("onnxruntime-genai applies chat templates, and it does not know this base")
         if template == "chat":  # the chat template writes the special tokens itself
             return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
         return list(self.tokenizer.encode(fill(template, prompt)).ids)
@@ -191,7 +195,14 @@ class MultiAdapterModel:
     ) -> Iterator[int]:
         """Ids that follow the prompt's ids, which `encode_prompt` makes; arguments and errors as in `stream`."""
         check_sampling(max_new_tokens, temperature, top_k, top_p)
+        self._check_writes()
         chosen = None
+        if self._is_plain():
+            tensors = {} if adapter is None else self._adapter_tensors(self._entry(adapter, "generation"))
+            end: int | list[int] | None = self.manifest["base"]["eos_token_id"]
+            ends = end if isinstance(end, list) else [] if end is None else [end]
+            plain = PlainGenerator(self._graph(), self._context_length(), ends)
+            return plain.tokens(ids, tensors, max_new_tokens, temperature, top_k, top_p, seed, stop_at_eos)
         if adapter is not None:
             entry = self._entry(adapter, "generation")
             chosen = (adapter, self.folder / entry["file"], entry["sha256"])
@@ -219,7 +230,19 @@ class MultiAdapterModel:
             self._tensors[key] = self._graph().to_device(read_adapter(self.folder / entry["file"]))
         return dict(self._tensors[key])
 
+    def _is_plain(self) -> bool:
+        """Whether plain onnxruntime runs this package, for onnxruntime-genai does not know its base."""
+        return self.manifest.get("engine") == "onnxruntime"
+
+    def _check_writes(self) -> None:
+        if not self.manifest["base"].get("generates", True):
+            raise PackageError(
+                f"the base {self.manifest['base']['name']} is an encoder: it classifies, and writes no text"
+            )
+
     def _context_length(self) -> int:
+        if self._is_plain():
+            return int(self.manifest["base"]["context_length"])
         config = json.loads((self.folder / "genai_config.json").read_text(encoding="utf-8"))
         return int(config["model"]["context_length"])
 

@@ -19,6 +19,7 @@ _RIVALS = (
     ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml", "onnxruntime-genai-winml"),
 )
 _BEHIND = np.array([2**31 - 1], dtype=np.int64)  # logits_start behind every sequence: no logits are computed
+_LAST = np.array([-1], dtype=np.int64)  # logits_start of the last position
 
 
 def check_wheels() -> None:
@@ -66,6 +67,8 @@ class GraphSession:
                 f"{provider} did not start on this machine (see onnxruntime's message above); is CUDA there?"
             )
         self._inputs = self._session.get_inputs()
+        # inputs with a default: the graph of an encoder has no logits, and no logits_start
+        self._optional = {item.name for item in self._session.get_overridable_initializers()}
         self._device = "cuda" if execution_provider == "cuda" else "cpu"
 
     def to_device(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -75,6 +78,10 @@ class GraphSession:
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
         return self._run("logits", input_ids, attention_mask, adapter, {})
+
+    def last_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
+        """Next-token logits, float32 (batch, vocab), of the last column of ids and mask int64 (batch, seq)."""
+        return self._run("logits", input_ids, attention_mask, adapter, {"logits_start": _LAST})[:, 0]
 
     def class_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Class logits, float32 (batch, classes); the language-model head is skipped."""
@@ -88,7 +95,8 @@ class GraphSession:
         adapter: Mapping[str, Any],
         extra: Mapping[str, np.ndarray],
     ) -> np.ndarray:
-        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, **extra}
+        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask}
+        feed |= {name: value for name, value in extra.items() if name in self._optional}
         for item in self._inputs:
             if item.name.startswith("past_key_values"):
                 dtype = np.float16 if item.type == "tensor(float16)" else np.float32

@@ -24,6 +24,20 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
 )
+# What torch's exporter takes, see passes/graph/torch_export.py: causal language models, and encoders by any of their heads.
+TORCH_ARCHITECTURES = (
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "OPTForCausalLM",
+    *(
+        f"{name}{head}"
+        for name in ("Bert", "DistilBert", "Electra", "Roberta", "XLMRoberta")
+        for head in ("ForMaskedLM", "ForSequenceClassification", "Model")
+    ),
+    "BertForPreTraining",
+    "ElectraForPreTraining",
+)
+TORCH_ALGORITHMS = ("default", "hqq")  # of onnxruntime's quantizer; the others belong to the builder
 # The builder computes other kinds in another way than transformers, or leaves them out.
 ROPE_TYPES = ("default", "linear", "llama3")
 # What each provider's attention kernels take: float32 on the CPU, float16 elsewhere; DirectML has no 8-bit MatMulNBits.
@@ -55,11 +69,16 @@ def check_base(model_path: str | Path) -> None:
     if config.get("quantization_config"):
         problems.append("config.json: quantization_config is set; take the base before its quantization")
     architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
+    if architecture not in (*ARCHITECTURES, *TORCH_ARCHITECTURES):
         problems.append(
             f"config.json: architectures is {architecture}, which has no tested export; "
-            f"{nearest(architecture, ARCHITECTURES)}"
+            f"{nearest(architecture, (*ARCHITECTURES, *TORCH_ARCHITECTURES))}"
         )
+    if architecture in TORCH_ARCHITECTURES:
+        problems += _torch_problems(config)
+        if problems:
+            raise ConfigError(problems)
+        return
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES:
@@ -70,6 +89,43 @@ def check_base(model_path: str | Path) -> None:
         problems.append(
             f"config.json: head_dim is {size}; onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP} "
             f"(hidden_size / num_attention_heads where head_dim is not given)"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _torch_problems(config: dict[str, Any]) -> list[str]:
+    problems = []
+    if config.get("is_decoder"):
+        problems.append("config.json: is_decoder is true; an encoder that writes has no tested export")
+    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):  # OPT 350M
+        problems.append(
+            f"config.json: word_embed_proj_dim is {config['word_embed_proj_dim']} and hidden_size "
+            f"{config['hidden_size']}; a head needs a base where the two are equal"
+        )
+    return problems
+
+
+def engine_of(folder: Path) -> str:
+    """What runs a base's package: "onnxruntime-genai" for those of its builder, "onnxruntime" for torch's exporter."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "onnxruntime" if (config.get("architectures") or [""])[0] in TORCH_ARCHITECTURES else "onnxruntime-genai"
+
+
+def check_engine(folder: Path, precision: str, execution_provider: str, quantization: dict[str, Any] | None) -> None:
+    """Raises ConfigError for what `check_precision` takes, but the exporter of this base does not."""
+    if engine_of(folder) == "onnxruntime-genai":
+        return
+    problems = []
+    if execution_provider != "cpu":
+        problems.append(
+            f"execution_provider is '{execution_provider}'; a base that onnxruntime-genai's builder does not know is "
+            "exported for the cpu only"
+        )
+    algorithm = (quantization or {}).get("algorithm", "default")
+    if precision == "int4" and algorithm not in TORCH_ALGORITHMS:
+        problems.append(
+            f"quantization: algorithm is '{algorithm}'; for this base {nearest(algorithm, TORCH_ALGORITHMS)}"
         )
     if problems:
         raise ConfigError(problems)

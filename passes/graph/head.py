@@ -14,8 +14,12 @@ _INT64 = 7  # onnx.TensorProto's number
 _END = 2**31 - 1  # a row index that lies behind every sequence
 
 
-def add_class_head(model: onnx.ModelProto) -> None:
-    """Adds output ``class_logits`` (batch, classes), in place: last real token's state @ ``class_head.weight``.
+def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
+    """Adds output ``class_logits`` (batch, classes), in place: one token's final state @ ``class_head.weight``.
+
+    `pooling` says which token: "last", a row's last real token, or "first", the one that encoders such as BERT are
+    trained to classify with. The final state is the graph's output ``hidden``, which is taken away, or what the
+    builder feeds to its language-model head.
 
     Two optional inputs, both of which leave the base as it is when they are not set:
 
@@ -23,28 +27,35 @@ def add_class_head(model: onnx.ModelProto) -> None:
       ``lora_n`` is 1 or the batch size.
     - ``logits_start``: int64 (1,), default 0: ``logits`` begins at this position. A start behind the sequence gives
       logits of shape (batch, 0, vocab) and spares the largest MatMul of the graph; -1 gives the last position only.
+      Only graphs with a language-model head have it.
 
     A row's last real token is the last 1 in its attention_mask: that index minus the number of cached positions, or 0.
     This holds for padding on either side and for decode steps.
 
     Raises:
-        PackageError: the graph has no /lm_head/MatMul fed by a final norm.
+        PackageError: the graph has neither an output ``hidden`` nor a /lm_head/MatMul fed by a final norm.
     """
     import numpy as np
     from onnx import helper, numpy_helper
 
     graph = model.graph
     lm_head = next((n for n in graph.node if n.name.startswith("/lm_head/MatMul")), None)
-    if lm_head is None or "final_norm" not in lm_head.input[0]:
+    final = next((o for o in graph.output if o.name == "hidden"), None)
+    if final is not None:
+        hidden, dtype = final.name, final.type.tensor_type.elem_type
+        hidden_size = final.type.tensor_type.shape.dim[2].dim_value
+        graph.output.remove(final)
+    elif lm_head is not None and "final_norm" in lm_head.input[0]:
+        hidden, hidden_size = lm_head.input[0], _hidden_size(model, lm_head)
+        dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
+    else:
         raise PackageError("the graph has no /lm_head/MatMul fed by /model/layers.{l}/final_norm_layernorm")
-    hidden = lm_head.input[0]
-    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
-    hidden_size = _hidden_size(model, lm_head)
-    constants = {"zero": 0, "one": 1, "one_vector": [1], "end_vector": [_END]}
+    constants = {"zero": 0, "one": 1, "zero_vector": [0], "one_vector": [1], "end_vector": [_END]}
     for key, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"/class_head/{key}"))
     add_optional_input(model, "class_head.weight", dtype, ["lora_n", hidden_size, "classes"], [1, hidden_size, 0])
-    add_optional_input(model, "logits_start", _INT64, [1], [1])
+    if lm_head is not None:
+        add_optional_input(model, "logits_start", _INT64, [1], [1])
 
     def node(op: str, inputs: list[str], name: str, **attributes: int) -> str:
         output = f"/class_head/{name}/output_0"
@@ -53,26 +64,32 @@ def add_class_head(model: onnx.ModelProto) -> None:
 
     nodes: list[onnx.NodeProto] = []
     zero, one, one_vector = "/class_head/zero", "/class_head/one", "/class_head/one_vector"
-    total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
-    sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
-    positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
-    last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
-    index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
-    row = node(
-        "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
-    )  # (batch, 1, hidden)
+    if pooling == "first":
+        row = node("Slice", [hidden, "/class_head/zero_vector", one_vector, one_vector], "Row")  # (batch, 1, hidden)
+    else:
+        total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
+        sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
+        positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
+        last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
+        index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
+        row = node(
+            "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
+        )  # (batch, 1, hidden)
     product = node("MatMul", [row, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
-    lm_head.input[0] = node("Slice", [hidden, "logits_start", "/class_head/end_vector", one_vector], "LogitsStart")
+    if lm_head is not None:
+        lm_head.input[0] = node("Slice", [hidden, "logits_start", "/class_head/end_vector", one_vector], "LogitsStart")
     rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for existing in graph.node:
-        rewired.node.extend([*nodes, existing] if existing.name == lm_head.name else [existing])
+        rewired.node.extend([*nodes, existing] if lm_head is not None and existing.name == lm_head.name else [existing])
+    if lm_head is None:
+        rewired.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(rewired.node)
     graph.output.append(helper.make_tensor_value_info("class_logits", dtype, ["batch_size", "classes"]))
     # logits_start shortens the second dimension, so logits no longer shares the name sequence_length with input_ids
-    logits = next(o for o in graph.output if o.name == "logits")
-    logits.type.tensor_type.shape.dim[1].dim_param = "logits_length"
+    for logits in (o for o in graph.output if o.name == "logits"):
+        logits.type.tensor_type.shape.dim[1].dim_param = "logits_length"
 
 
 def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:

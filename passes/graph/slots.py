@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import PackageError
@@ -16,7 +16,7 @@ _PROJECTION = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul(?:_\w+)?
 _FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto's numbers
 
 
-def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+def add_slots(model: onnx.ModelProto, modules: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Adds a slot to each projection of each layer, in place; weights may be left as external data.
 
     A slot ``model.layers.0.attn.o_proj`` has two inputs of the graph's float type. Their defaults have rank 0, so a run
@@ -28,30 +28,36 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
     ``lora_n`` is 1 (one adapter for all rows) or the batch size (each row its own); r is free per slot. The sum comes
     after a projection's bias, so that onnxruntime still fuses the bias into its quantized MatMul.
 
+    Args:
+        modules: for a graph of `passes.graph.torch_export`, the PyTorch modules that take a slot, such as
+            ``transformer.h.0.attn.c_attn``: the slot has the same name. Empty: the projections of the model builder.
+
     Returns:
         The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}.
 
     Raises:
-        PackageError: the graph has no projection with a name of the model builder, or the size of one is unknown.
+        PackageError: the graph has no projection with a name of the model builder or of `modules`, or the size of one
+            is unknown.
     """
     import onnx
     from onnx import helper
 
     graph = model.graph
-    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "present.0.key")
+    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name in ("present.0.key", "hidden"))
     shapes = {i.name: list(i.dims) for i in graph.initializer}
     slots: dict[str, dict[str, Any]] = {}
     inserted: dict[str, list[onnx.NodeProto]] = {}  # name of the node to follow -> new nodes
     renamed: dict[str, str] = {}
     for node in graph.node:
+        prefix, separator, _ = node.name.rpartition("/MatMul")
+        slot = prefix.removeprefix("/").replace("/", ".")
         match = _PROJECTION.fullmatch(node.name)
-        if match is None or node.op_type not in ("MatMul", "MatMulNBits"):
+        known = slot in modules if modules else match is not None
+        if not separator or not known or node.op_type not in ("MatMul", "MatMulNBits"):
             continue
-        layer, block, target = match.groups()
-        slot = f"model.layers.{layer}.{block}.{target}"
         size_in, size_out = _sizes(node, shapes)
         last = _bias_add(graph, node, shapes) or node
-        y, path = last.output[0], f"/model/layers.{layer}/{block}/{target}/lora"
+        y, path = last.output[0], f"{prefix}/lora"
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
             helper.make_node("MatMul", [node.input[0], a], [f"{path}_A/MatMul/output_0"], f"{path}_A/MatMul"),
@@ -63,11 +69,14 @@ def add_slots(model: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         renamed[y] = f"{path}/Add/output_0"
         add_optional_input(model, a, dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0])
         add_optional_input(model, b, dtype, ["lora_n", f"{slot}.lora_r", size_out], [1, 0, size_out])
-        parts = _qkv_parts(graph, layer, size_out) if target == "qkv_proj" else {target: size_out}
+        target = slot.rpartition(".")[2]
+        packed = match is not None and target == "qkv_proj"
+        parts = _qkv_parts(graph, slot.split(".")[2], size_out) if packed else {target: size_out}
         slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
     if not slots:
         raise PackageError(
-            "the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside"
+            f"the graph has no MatMul named {next(iter(modules), '/model/layers.{l}/{attn|mlp}/{projection}')}/MatMul "
+            "to put a slot beside"
         )
     rewired = onnx.GraphProto()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for node in graph.node:
