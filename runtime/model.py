@@ -51,7 +51,7 @@ class MultiAdapterModel:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self._session: GraphSession | None = None
-        self._generator: TextGenerator | None = None
+        self._generator: TextGenerator | PlainGenerator | None = None
         self._tensors: dict[str, Any] = {}  # sha256 of an adapter file -> its tensors
         self._lock = threading.Lock()
 
@@ -176,8 +176,6 @@ class MultiAdapterModel:
     def encode_prompt(self, prompt: str, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
         template = "{text}" if adapter is None else self._entry(adapter, "generation")["template"]
-        if template == "chat" and self._is_plain():
-            raise PackageError("onnxruntime-genai applies chat templates, and it does not know this base")
         if template == "chat":  # the chat template writes the special tokens itself
             return list(self.tokenizer.encode(self._engine().chat(prompt), add_special_tokens=False).ids)
         return list(self.tokenizer.encode(fill(template, prompt)).ids)
@@ -197,12 +195,6 @@ class MultiAdapterModel:
         check_sampling(max_new_tokens, temperature, top_k, top_p)
         self._check_writes()
         chosen = None
-        if self._is_plain():
-            tensors = {} if adapter is None else self._adapter_tensors(self._entry(adapter, "generation"))
-            end: int | list[int] | None = self.manifest["base"]["eos_token_id"]
-            ends = end if isinstance(end, list) else [] if end is None else [end]
-            plain = PlainGenerator(self._graph(), self._context_length(), ends)
-            return plain.tokens(ids, tensors, max_new_tokens, temperature, top_k, top_p, seed, stop_at_eos)
         if adapter is not None:
             entry = self._entry(adapter, "generation")
             chosen = (adapter, self.folder / entry["file"], entry["sha256"])
@@ -252,8 +244,13 @@ class MultiAdapterModel:
                 self._session = GraphSession(self.folder, self.execution_provider, self._threads)
             return self._session
 
-    def _engine(self) -> TextGenerator:
+    def _engine(self) -> TextGenerator | PlainGenerator:
+        session = self._graph() if self._is_plain() else None
         with self._lock:
-            if self._generator is None:
+            if self._generator is None and session is not None:
+                end: int | list[int] | None = self.manifest["base"]["eos_token_id"]
+                ends = end if isinstance(end, list) else [] if end is None else [end]
+                self._generator = PlainGenerator(self.folder, session, self._context_length(), ends)
+            elif self._generator is None:
                 self._generator = TextGenerator(self.folder, self.execution_provider, self._context_length())
             return self._generator

@@ -19,7 +19,6 @@ _RIVALS = (
     ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime-genai-directml", "onnxruntime-genai-winml"),
 )
 _BEHIND = np.array([2**31 - 1], dtype=np.int64)  # logits_start behind every sequence: no logits are computed
-_LAST = np.array([-1], dtype=np.int64)  # logits_start of the last position
 
 
 def check_wheels() -> None:
@@ -79,10 +78,6 @@ class GraphSession:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
         return self._run("logits", input_ids, attention_mask, adapter, {})
 
-    def last_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
-        """Next-token logits, float32 (batch, vocab), of the last column of ids and mask int64 (batch, seq)."""
-        return self._run("logits", input_ids, attention_mask, adapter, {"logits_start": _LAST})[:, 0]
-
     def class_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Class logits, float32 (batch, classes); the language-model head is skipped."""
         return self._run("class_logits", input_ids, attention_mask, adapter, {"logits_start": _BEHIND})
@@ -108,6 +103,45 @@ class GraphSession:
         values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in feed.items()}
         result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
         return result.numpy().astype(np.float32, copy=False)
+
+    def next_logits(
+        self, input_ids: np.ndarray, past: Mapping[str, Any] | None, adapter: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Logits of the token that follows, float32 (batch, vocab), and the cache for the next call.
+
+        A graph without a cache computes the whole text again: its cache is the ids of the text so far.
+
+        Args:
+            input_ids: int64 (batch, new), no padding.
+            past: the cache of the call before, None at the first one.
+            adapter: tensors of `to_device`.
+        """
+        batch, new = input_ids.shape
+        names = {item.name: item for item in self._inputs}
+        keys = [name for name in names if name.startswith("past_key_values.")]
+        if not keys:
+            text = input_ids if past is None else np.concatenate([past["ids"], input_ids], axis=1)
+            logits = self._run("logits", text, np.ones_like(text), adapter, {"logits_start": np.array([-1], np.int64)})
+            return logits[:, -1], {"ids": text}
+        if past is None:
+            past = {}
+            for name in keys:
+                dtype = np.float16 if names[name].type == "tensor(float16)" else np.float32
+                past[name] = np.zeros((batch, names[name].shape[1], 0, names[name].shape[3]), dtype)
+            past = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in past.items()}
+        length = past[keys[0]].shape()[2]
+        feed = {
+            "input_ids": input_ids,
+            "attention_mask": np.ones((batch, length + new), np.int64),
+            "position_ids": np.broadcast_to(np.arange(length, length + new, dtype=np.int64), (batch, new)),
+            "logits_start": np.array([-1], np.int64),
+        }
+        values = {
+            k: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for k, v in feed.items() if k in names
+        }
+        outputs = ["logits", *(key.replace("past_key_values.", "present.") for key in keys)]
+        logits, *present = self._session.run_with_ort_values(outputs, {**values, **past, **adapter})
+        return logits.numpy()[:, -1].astype(np.float32), dict(zip(keys, present, strict=True))
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,8 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
 )
-# What torch's exporter takes, see passes/graph/torch_export.py: causal language models, and encoders by any of their heads.
+# What passes/graph/torch_export.py takes: causal language models, and encoders, whose checkpoints name one of many
+# heads. tests/graph/test_torch_export.py compares one of each family with transformers.
 TORCH_ARCHITECTURES = (
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
@@ -124,9 +125,8 @@ def check_engine(folder: Path, precision: str, execution_provider: str, quantiza
         )
     algorithm = (quantization or {}).get("algorithm", "default")
     if precision == "int4" and algorithm not in TORCH_ALGORITHMS:
-        problems.append(
-            f"quantization: algorithm is '{algorithm}'; for this base {nearest(algorithm, TORCH_ALGORITHMS)}"
-        )
+        choices = nearest(algorithm, TORCH_ALGORITHMS)
+        problems.append(f"quantization: algorithm is '{algorithm}', which is the builder's; for this base: {choices}")
     if problems:
         raise ConfigError(problems)
 

@@ -1,6 +1,6 @@
 """Exports with torch's ONNX exporter what onnxruntime-genai's builder does not know; plain onnxruntime runs the graph.
 
-The graph has no key-value cache: classification needs none, and generation computes the whole text again for each token.
+The graph has no key-value cache: classification needs none, and generation computes the whole text for each token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEPT_FILES = (
 
 
 class _Projection(nn.Module):
-    """A linear layer as x @ W + b with W (in, out): one MatMul with a constant, which slots and quantization look for."""
+    """A linear layer as x @ W + b with W (in, out): one MatMul with a constant, as slots and quantization want it."""
 
     def __init__(self, linear: nn.Linear | Conv1D) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ def export_base(folder: Path, out: Path, precision: str, options: dict[str, Any]
     """Writes model.onnx, model.onnx.data and the tokenizer's files; no adapter is involved.
 
     Inputs are input_ids and attention_mask, int64 (batch, sequence); outputs are ``hidden``, the final hidden state
-    (batch, sequence, hidden), and ``logits`` (batch, sequence, vocabulary) where the base has a language-model head. The
-    MatMul of a linear layer is named /{module}/MatMul, or begins so once it is quantized; that of the head /lm_head/MatMul.
-    Positions count from the first column, so rows are padded on the right.
+    (batch, sequence, hidden), and ``logits`` (batch, sequence, vocabulary) where the base has a language-model head.
+    The MatMul of a linear layer is named /{module}/MatMul, that of the language-model head /lm_head/MatMul; quantized
+    ones have more behind that name. Positions count from the first column, so rows are padded on the right.
 
     Args:
         folder: model folder in the format of transformers; see `passes.graph.checks.check_base`.
@@ -125,7 +125,7 @@ def _export(model: Any, path: Path) -> Any:
     """The graph as an onnx_ir.Model, batch and sequence of any size.
 
     The exporter that traces: the one that captures programs (dynamo=True) gives an equal graph and takes 25 times as
-    long. What a trace would freeze without a word, such as a branch on a shape, the tests of each architecture look for.
+    long. What a trace may freeze without a word, such as a branch on a shape, the tests of each architecture look for.
     """
     import onnx_ir
     from onnx_ir.passes import common

@@ -56,9 +56,8 @@ def train_adapter(
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
-    model: Any = get_peft_model(
-        base_model, _lora_config(settings, "FEATURE_EXTRACTION" if is_encoder(base) else "CAUSAL_LM")
-    )
+    task_type = "FEATURE_EXTRACTION" if is_encoder(base) else "CAUSAL_LM"
+    model: Any = get_peft_model(base_model, _lora_config(settings, task_type))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     peft_model = model
     if label_names is not None:
