@@ -27,6 +27,8 @@ def reading_workflow(folder: Path, base: Path) -> dict[str, Any]:
     del content["passes"]["story"]
     evaluator = content["evaluators"]["all"]
     evaluator["metrics"] = [metric for metric in evaluator["metrics"] if metric["name"] != "story"]
+    for priority, metric in enumerate(evaluator["metrics"], start=1):
+        metric["sub_types"][0]["priority"] = priority
     evaluator["metric_options"]["latency"]["adapter"] = "mood"
     return content
 
