@@ -204,7 +204,7 @@ def _fill_slots(
     overflow = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if overflow:
         raise PackageError(f"{source}: not finite at {dtype}: {', '.join(overflow)}")
-    targets = sorted({module.rsplit(".", 1)[1] for module in pairs})
+    targets = sorted({module.rpartition(".")[2] for module in pairs})
     rank = max((a.shape[1] for a, _ in pairs.values()), default=0)
     return tensors, {"rank": rank, "target_modules": targets, "classes": None if head is None else head.shape[1]}
 
