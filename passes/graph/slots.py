@@ -83,7 +83,10 @@ def add_slots(model: onnx.ModelProto, modules: Collection[str] = ()) -> dict[str
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
         rewired.node.append(node)
-        rewired.node.extend(inserted.get(node.name, []))
+        added = inserted.get(node.name, [])
+        if added and added[0].input[0] in renamed:  # x is itself the output of a projection with a slot
+            added[0].input[0] = renamed[added[0].input[0]]
+        rewired.node.extend(added)
     del graph.node[:]
     graph.node.extend(rewired.node)
     return slots
