@@ -56,7 +56,7 @@ def pooled(hidden: np.ndarray, mask: np.ndarray, pooling: str) -> np.ndarray:
 def test_graph_slots_and_head_agree_with_transformers_and_peft(kind: str, tmp_path: Path) -> None:
     built = Exported(tmp_path, kind)
     check_base(built.base)
-    assert set(built.slots) == set(built.modules) and len(built.slots) % 2 == kind.startswith("electra")
+    assert set(built.slots) == set(built.modules)
     for shape in [(3, 9), (1, 1), (2, 40)]:  # a trace that froze a size would be wrong in one of them
         ids, mask = rows(*shape)
         wanted, real = torch_outputs(built.base, kind, ids, mask), mask.astype(bool)
