@@ -69,12 +69,12 @@ def latency_rows(
     """Rows {"adapter" (None is the base), "metric", "pytorch", "package"}; the two models are timed in turn.
 
     The base and generation adapters generate `new_tokens` after a prompt of `prompt_tokens`; classification adapters
-    classify one text of `prompt_tokens`.
+    classify one text of `prompt_tokens`. A base that is an encoder does nothing by itself and has no row.
     """
     tokenizer = subjects.torch.tokenizer
     ids = tokenizer(FILLER * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
     rows: list[dict[str, Any]] = []
-    for adapter in [None, *subjects.tasks]:
+    for adapter in [*([None] if subjects.torch.writes else []), *subjects.tasks]:
         models = subjects.models().items()
         if adapter is not None and subjects.tasks[adapter] == "classification":
             calls = {name: partial(model.class_logits, [ids], adapter) for name, model in models}

@@ -36,6 +36,11 @@ class TorchModel:
                 self.heads[name] = load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"]
         self.model.eval()
 
+    @property
+    def writes(self) -> bool:
+        """Whether the base has a language-model head; an encoder has none."""
+        return self.model.get_output_embeddings() is not None
+
     def labels(self, adapter: str) -> list[str]:
         """The label names of a classification adapter, in the order of its logits."""
         return list(self.info[adapter]["labels"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZATIONS = ("nf4", "fp4")  # of bitsandbytes; None keeps the base as it is
+# Model types of transformers that read a text in both directions: they classify by its first token, and write none.
+ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 
 
 def local_folder(model_path: str) -> Path:
@@ -45,15 +48,53 @@ def base_name(folder: Path) -> str:
     return folder.name
 
 
+def is_encoder(folder: Path) -> bool:
+    """Whether a base only reads, so that it takes classification adapters alone."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type") in ENCODERS
+
+
+def pooling_of(model_type: str) -> str:
+    """Which token's final state a classification head reads: "first" for encoders, "last" for the others."""
+    return "first" if model_type in ENCODERS else "last"
+
+
+def context_length(folder: Path) -> int | None:
+    """Most tokens that a base takes, or None where its configuration has no such limit."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        return None
+    if config.model_type in ("roberta", "xlm-roberta"):  # their positions begin behind the padding id
+        return length - config.pad_token_id - 1
+    return length
+
+
+def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The auto class for a base, and what it is to be given: encoders come without heads and pooler."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if not is_encoder(folder):
+        return AutoModelForCausalLM, {}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    has_pooler = config["model_type"] in ("bert", "roberta", "xlm-roberta")
+    return AutoModel, {"add_pooling_layer": False} if has_pooler else {}
+
+
 def linear_layers(folder: Path) -> list[str]:
     """Names that target_modules can take, such as q_proj: the linear layers below the head. Reads config.json alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+    from transformers.pytorch_utils import Conv1D
 
+    auto_class, options = _model_class(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    names = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return sorted(names - {"lm_head"})
+        model = auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
+    head = model.get_output_embeddings()
+    linear = (torch.nn.Linear, Conv1D)
+    return sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, linear) and m is not head})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -65,7 +106,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_base(
     folder: Path, quantization: str | None = None, compute_dtype: str = "float32", double_quantization: bool = False
 ) -> PreTrainedModel:
-    """Loads a causal language model with all its weights frozen, on the GPU if there is one.
+    """Loads a causal language model, or an encoder without its head, all weights frozen; on the GPU if there is one.
 
     Args:
         folder: model folder in the format of transformers.
@@ -74,11 +115,12 @@ def load_base(
         double_quantization: quantize the block scales as well.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
+    auto_class, class_options = _model_class(folder)
     dtype = getattr(torch, compute_dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **class_options}
     if quantization is not None:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -86,7 +128,7 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=double_quantization,
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model = auto_class.from_pretrained(folder, **options)
     model.requires_grad_(False)
     model.eval()
     return model

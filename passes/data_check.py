@@ -11,6 +11,8 @@ from typing import Any
 from data.examples import ClassificationData, GenerationData, load_data
 from data.splits import find_duplicates
 from evaluators.workspace_evaluator import metric_adapter
+from passes.base_model import context_length
+from passes.graph.checks import engine_of
 from passes.registration import task_of
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
@@ -34,7 +36,7 @@ def check_data(
     """
     loader = _Loader()
     exported = any(step.type.endswith("export") for _, step in ours)
-    context = _context_length(base)
+    context = context_length(base) if base is not None else None
     training_data: dict[str, Data] = {}
     for name, step in ours:
         digest = hashlib.sha256(base_fingerprint.encode())
@@ -56,6 +58,11 @@ def check_data(
             where = f"passes.{name}.train_data_config"
             if exported:
                 loader.problems += [f"{where}: {p}, for the package to fill it" for p in check_template(train.template)]
+            if exported and train.template == "chat" and base is not None and engine_of(base) == "onnxruntime":
+                loader.problems.append(
+                    f"{where}: chat_template is on, but onnxruntime-genai applies it, and does not know this base; "
+                    "use a prompt `template` instead"
+                )
             if context and train.max_length > context:
                 loader.problems.append(
                     f"{where}: max_length is {train.max_length}, but the base's context is {context}"
@@ -129,11 +136,3 @@ def _label_problems(where: str, train: Data | None, data: Data | None) -> list[s
         except OlivalError as error:
             return [f"{where}: {error}"]
     return []
-
-
-def _context_length(base: Path | None) -> int | None:
-    if base is None:
-        return None
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    length = config.get("max_position_embeddings")
-    return length if isinstance(length, int) else None

@@ -63,7 +63,8 @@ def merge_adapter(
         )
     name, changes, head, own = _adapter(package, manifest, adapter, name, source)
     check_name(name)
-    given = checked_settings(name, {**own, **(settings or {})}, None if head is None else head.shape[2])
+    classes = None if head is None else head.shape[2]
+    given = checked_settings(name, {**own, **(settings or {})}, classes, manifest["base"])
     if given["task"] == "generation":
         head = None
     folder.parent.mkdir(parents=True, exist_ok=True)

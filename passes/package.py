@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from passes.atomic_folder import is_result, replace_folder
-from passes.base_model import base_name, local_folder
+from passes.base_model import base_name, context_length, is_encoder, local_folder, pooling_of
 from passes.graph.builder import build_base, usable_cpus
-from passes.graph.checks import check_base, check_precision
+from passes.graph.checks import check_base, check_engine, check_precision, engine_of
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
@@ -61,18 +61,27 @@ def write_package(
     base = local_folder(str(base_path))
     check_base(base)
     options = check_precision(precision, execution_provider, quantization)
+    check_engine(base, precision, execution_provider, quantization)
     check_replaceable(folder)
     new = folder.with_name(f"{folder.name}-new-{uuid.uuid4().hex[:8]}")
     new.mkdir(parents=True)
     try:
-        build_base(base, new, precision, execution_provider, quantization, threads)
-        slots = _operate(new / "model.onnx", adapter_precision)
-        mark_slots(slots, head_layout(json.loads((base / "config.json").read_text(encoding="utf-8"))))
+        described, engine = _describe_base(base), engine_of(base)
+        if engine == "onnxruntime":
+            from passes.graph.torch_export import export_base
+
+            modules, layout = export_base(base, new, precision, options), None
+        else:
+            build_base(base, new, precision, execution_provider, quantization, threads)
+            modules, layout = [], head_layout(json.loads((base / "config.json").read_text(encoding="utf-8")))
+        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"])
+        mark_slots(slots, layout)
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "base": _describe_base(base),
+            "engine": engine,
+            "base": described,
             "target": {"execution_provider": execution_provider, "threads": threads or usable_cpus()},
             "precision": precision,
             "quantization": options or None,
@@ -97,13 +106,13 @@ def check_replaceable(folder: Path) -> None:
         raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
 
 
-def _operate(graph: Path, adapter_precision: str) -> dict[str, dict[str, Any]]:
+def _operate(graph: Path, adapter_precision: str, modules: Collection[str], pooling: str) -> dict[str, dict[str, Any]]:
     """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    slots = add_slots(model, adapter_precision)
-    add_class_head(model)
+    slots = add_slots(model, adapter_precision, modules)
+    add_class_head(model, pooling)
     onnx.save(model, graph)
     return slots
 
@@ -121,17 +130,18 @@ def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str
 
 
 def _describe_base(folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     generation_path = folder / "generation_config.json"
     generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
     tokens = {key: generation.get(key, config.get(key)) for key in ("eos_token_id", "bos_token_id", "pad_token_id")}
-    sizes = {key: config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
-    facts = {
-        "name": base_name(folder),
-        "fingerprint": base_fingerprint(folder),
-        "architecture": config["architectures"][0],
-    }
-    return {**facts, **sizes, "context_length": config.get("max_position_embeddings"), **tokens}
+    known = AutoConfig.from_pretrained(folder)  # config.json of GPT-2 and DistilBERT has other names for the sizes
+    sizes = {key: getattr(known, key) for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    facts: dict[str, Any] = {"name": base_name(folder), "fingerprint": base_fingerprint(folder)}
+    facts |= {"architecture": config["architectures"][0]}
+    facts |= {"generates": not is_encoder(folder), "pooling": pooling_of(known.model_type)}
+    return {**facts, **sizes, "context_length": context_length(folder), **tokens}
 
 
 def _versions() -> dict[str, str]:

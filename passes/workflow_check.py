@@ -6,12 +6,14 @@ changed. So the check writes the sha256 of both into each pass's `fingerprint` o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from evaluators.workspace_evaluator import metric_adapter
 from passes.atomic_folder import is_result
 from passes.data_check import check_data
 from passes.registration import PASS_MODULES, task_of
@@ -38,7 +40,7 @@ def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
         problems += _check_options(name, step, provider)
     problems += _check_names(ours)
     if ours:
-        base, base_fingerprint = _check_base(run_config, ours, problems)
+        base, base_fingerprint = _check_base(run_config, ours, problems, provider)
         metric_problems = _check_metrics(run_config.engine, ours, base)
         evaluator = run_config.engine.evaluator if not metric_problems else None
         problems += check_data(ours, tasks_of(ours), evaluator, base, base_fingerprint)
@@ -143,8 +145,10 @@ def _check_names(ours: list[tuple[str, Any]]) -> list[str]:
     return problems
 
 
-def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str]) -> tuple[Path | None, str]:
-    from passes.base_model import linear_layers, local_folder
+def _check_base(
+    run_config: Any, ours: list[tuple[str, Any]], problems: list[str], provider: str
+) -> tuple[Path | None, str]:
+    from passes.base_model import is_encoder, linear_layers, local_folder
     from passes.graph.builder import check_base
     from runtime.manifest import base_fingerprint
 
@@ -157,11 +161,49 @@ def _check_base(run_config: Any, ours: list[tuple[str, Any]], problems: list[str
         model.config["model_path"] = str(folder)  # Olive would ask the hub about a repository, also when offline
         if any("export" in step.type for _, step in ours):
             check_base(folder)
+            problems += _check_export(ours, provider, folder)
+        if is_encoder(folder):
+            problems += _encoder_problems(run_config.engine.evaluator, ours, folder)
         problems += _check_targets(ours, linear_layers(folder))
         return folder, base_fingerprint(folder)
     except OlivalError as error:
         problems += [f"input_model.model_path: {p}" for p in _lines(error)]
         return None, ""
+
+
+def _check_export(ours: list[tuple[str, Any]], provider: str, base: Path) -> list[str]:
+    """What the export of this base cannot do, beside what `MultiAdapterExport.problems` says of every base."""
+    from passes.graph.checks import check_engine
+    from passes.multi_adapter_export import OUR_NAMES
+
+    problems = []
+    for name, step in ours:
+        if "export" in step.type:
+            options = step.config or {}
+            try:
+                target = OUR_NAMES.get(provider, provider)
+                check_engine(base, options.get("precision") or "int4", target, options.get("quantization"))
+            except ConfigError as error:
+                problems += [f"passes.{name}: {p}" for p in error.problems]
+    return problems
+
+
+def _encoder_problems(evaluator: Any, ours: list[tuple[str, Any]], base: Path) -> list[str]:
+    """What a base that writes no text is asked for."""
+    kind = json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"]
+    problems = [
+        f"passes.{name}: the base is an encoder ({kind}), which writes no text; it takes ClassificationHead alone"
+        for name, step in ours
+        if step.type.rsplit(".", 1)[-1] == "adapterfinetune"
+    ]
+    tasks, options = tasks_of(ours), (evaluator.type_args or {}).get("metric_options") or {} if evaluator else {}
+    for metric in evaluator.metrics if evaluator is not None else []:
+        if metric.type == "latency" and metric_adapter(metric, tasks, options) is None:
+            problems.append(
+                f"evaluator.metrics.{metric.name}: measures the base, which is an encoder ({kind}) and writes no text; "
+                f"name an adapter in metric_options.{metric.name}.adapter; {nearest('', tasks)}"
+            )
+    return problems
 
 
 def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:

@@ -21,19 +21,23 @@ SETTINGS: dict[str, Any] = {
 TASKS = ("classification", "generation")
 
 
-def checked_settings(name: str, given: Mapping[str, Any], classes: int | None) -> dict[str, Any]:
+def checked_settings(
+    name: str, given: Mapping[str, Any], classes: int | None, base: Mapping[str, Any]
+) -> dict[str, Any]:
     """Settings with defaults.
 
     Args:
         name: of the adapter, for messages.
         given: some of SETTINGS; what is None, or not among them, counts as not given.
         classes: of the adapter's head; None without one.
+        base: entry of the manifest; says which token the graph pools, and whether the base writes text.
 
     Raises:
         PackageError: all problems at once, each naming key and value.
     """
     problems = []
-    known = {key: given[key] for key in SETTINGS if given.get(key) is not None}
+    pooling = base.get("pooling", "last")
+    known = {"pooling": pooling, **{key: given[key] for key in SETTINGS if given.get(key) is not None}}
     if classes is not None and "task" not in known:
         known["task"] = "classification"
     settings = {**SETTINGS, **known}
@@ -57,8 +61,11 @@ def checked_settings(name: str, given: Mapping[str, Any], classes: int | None) -
             problems.append("template 'chat' is for generation")
     else:
         settings["labels"] = None
-    if settings["pooling"] != "last":
-        problems.append(f"pooling is '{settings['pooling']}', but the graph pools the last token only; valid: last")
+    if settings["task"] == "generation" and not base.get("generates", True):
+        problems.append("task is generation, but the base is an encoder, which writes no text; valid: classification")
+    if settings["pooling"] != pooling:
+        found = reprlib.repr(settings["pooling"])
+        problems.append(f"pooling is {found}, but the graph pools the {pooling} token only; valid: {pooling}")
     for key in ("max_length", "window_stride"):
         value = settings[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):

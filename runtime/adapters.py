@@ -44,7 +44,7 @@ def install_adapter(
     fingerprint = base["fingerprint"]
     tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], fingerprint)
     given = {**(read_settings(source) if source.is_dir() else {}), **settings}
-    entry = checked_settings(name, given, info["classes"])
+    entry = checked_settings(name, given, info["classes"], base)
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
     file = f"adapters/{name}.onnx_adapter"

@@ -51,8 +51,13 @@ class MultiAdapterModel:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
-        self._context_length = int(config["model"]["context_length"])
+        # onnxruntime-genai does not know every base: plain onnxruntime runs the others
+        self._is_plain = manifest.get("engine") == "onnxruntime"
+        if self._is_plain:
+            self._context_length = int(manifest["base"]["context_length"])
+        else:
+            config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+            self._context_length = int(config["model"]["context_length"])
         self._session: GraphSession | None = None
         self._generator: TextGenerator | PlainGenerator | None = None
         self._starting = threading.Lock()  # an engine is started once
@@ -157,6 +162,7 @@ class MultiAdapterModel:
             PackageError: unknown adapter, one for another task, a bad option, or a prompt that fills the context.
         """
         chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        self._check_writes()
         return self._stream(self._encode_checked(prompt, adapter), adapter, chosen)
 
     def generate_batch(
@@ -183,6 +189,7 @@ class MultiAdapterModel:
         _check_batch_size(batch_size)
         adapters = [adapter for _, adapter in requests]
         with self._users.using(adapters):
+            self._check_writes()
             ids = _for_each(requests, self._encode_checked)
             texts = [TextStream(self.tokenizer, chosen.stop) for _ in requests]
             runs = self._engine().runs([len(row) for row in ids], chosen, batch_size) if requests else []
@@ -242,6 +249,7 @@ class MultiAdapterModel:
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, adapter: str | None = None
     ) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right."""
+        self._check_writes()
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         with self._users.using([adapter]):
@@ -273,6 +281,7 @@ class MultiAdapterModel:
             raise PackageError("stop ends texts; `tokens` gives ids, stop reading them where they shall end")
         if adapter is not None:
             self._entry(adapter, "generation")
+        self._check_writes()
         self._check_length(ids)
         return (token for (token,) in self._steps([(ids, adapter)], chosen))
 
@@ -300,6 +309,11 @@ class MultiAdapterModel:
         ids = self.encode_prompt(prompt, adapter)
         self._check_length(ids)
         return ids
+
+    def _check_writes(self) -> None:
+        if not self.manifest["base"].get("generates", True):
+            name = self.manifest["base"]["name"]
+            raise PackageError(f"the base {name} is an encoder: it classifies, and writes no text")
 
     def _check_length(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) < self._context_length:
@@ -366,7 +380,7 @@ class MultiAdapterModel:
             return self._session
 
     def _engine(self) -> TextGenerator | PlainGenerator:
-        session = self._graph() if self.execution_provider == "dml" else None
+        session = self._graph() if self._is_plain or self.execution_provider == "dml" else None
         with self._starting:
             if self._generator is None and session is not None:
                 self._generator = PlainGenerator(self.folder, session, self._context_length, self._ends())

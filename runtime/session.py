@@ -73,6 +73,8 @@ class GraphSession:
                 f"{provider} did not start on this machine (see onnxruntime's message above); is CUDA there?"
             )
         self._inputs = self._session.get_inputs()
+        # inputs with a default: the graph of an encoder has no logits, and no logits_positions
+        self._optional = {item.name for item in self._session.get_overridable_initializers()}
         self._device = "cuda" if execution_provider == "cuda" else "cpu"
         self._fed: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by stack_key; the last used is last
         self._bytes: dict[tuple[str, ...], int] = {}  # of the stacks among them
@@ -127,7 +129,8 @@ class GraphSession:
         adapter: Mapping[str, Any],
         extra: Mapping[str, np.ndarray],
     ) -> np.ndarray:
-        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, **extra}
+        feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask}
+        feed |= {name: value for name, value in extra.items() if name in self._optional}
         for item in self._inputs:
             if item.name.startswith("past_key_values"):
                 dtype = np.float16 if item.type == "tensor(float16)" else np.float32
@@ -145,6 +148,8 @@ class GraphSession:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Logits of the token that follows, float32 (batch, vocab), and the cache for the next call.
 
+        A graph without a cache computes the whole text again: its cache is the ids of the text so far.
+
         Args:
             input_ids: int64 (batch, new), no padding.
             past: the cache of the call before, None at the first one.
@@ -153,6 +158,10 @@ class GraphSession:
         batch, new = input_ids.shape
         names = {item.name: item for item in self._inputs}
         keys = [name for name in names if name.startswith("past_key_values.")]
+        if not keys:
+            text = input_ids if past is None else np.concatenate([past["ids"], input_ids], axis=1)
+            last = {"logits_positions": np.array([-1], np.int64)}
+            return self._run("logits", text, np.ones_like(text), adapter, last)[:, -1], {"ids": text}
         if past is None:
             past = {}
             for name in keys:

@@ -18,6 +18,7 @@ from passes.graph.checks import check_blocks
 from passes.graph.checks import check_precision as check_precision
 from passes.graph.genai_builder import run_genai_builder
 from passes.graph.head_padding import head_layout, save_padded
+from passes.graph.quantize import quantize_graph
 from runtime.errors import OlivalError
 
 # With these a tied embedding reads the quantized lm_head; with the others it is a float table of its own, because the
@@ -93,34 +94,14 @@ def _run_builder(folder: Path, out: Path, work: Path, precision: str, provider: 
 def _build_then_quantize(
     folder: Path, out: Path, work: Path, precision: str, provider: str, options: dict[str, Any]
 ) -> None:
-    """For what the builder cannot quantize: 8 bits, and half-quadratic quantization (HQQ, Badri and Shaji 2023)."""
+    """For what the builder cannot quantize: 8 bits, and half-quadratic quantization."""
     import onnx
-    import onnx_ir
-    from onnxruntime.quantization.matmul_nbits_quantizer import HQQWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     full = work / "full"
     # a shared embedding would read the float weight of lm_head, which then stays beside the quantized one
     float_precision = "fp32" if provider == "cpu" else "fp16"
     run_genai_builder(folder, full, float_precision, provider, work / "cache", {"shared_embeddings": False})
-    block, level = options["block_size"], options["accuracy_level"]
-    quantizer = MatMulNBitsQuantizer(
-        onnx.load(full / "model.onnx"),
-        bits=8 if precision == "int8" else 4,
-        block_size=block,
-        is_symmetric=options["symmetric"],
-        accuracy_level=level,
-        nodes_to_exclude=options["nodes_to_exclude"],
-        op_types_to_quantize=("MatMul",),
-        algo_config=HQQWeightOnlyQuantConfig(block_size=block, op_types_to_quantize=("MatMul",))
-        if precision == "int4"
-        else None,
-    )
-    quantizer.process()
-    model = quantizer.model.model
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits" and not any(a.name == "accuracy_level" for a in node.attribute):
-            node.attribute.append(onnx.helper.make_attribute("accuracy_level", level))
-    onnx_ir.save(onnx_ir.from_proto(model), out / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    quantize_graph(onnx.load(full / "model.onnx"), out / "model.onnx", precision, options)
     for file in full.iterdir():
         if not file.name.startswith("model.onnx"):
             shutil.copyfile(file, out / file.name)

@@ -25,6 +25,21 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "SmolLM3ForCausalLM",
 )
+# What passes/graph/torch_export.py takes: causal language models, and encoders, whose checkpoints name one of many
+# heads. tests/graph/test_torch_export.py compares one of each family with transformers.
+TORCH_ARCHITECTURES = (
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "OPTForCausalLM",
+    *(
+        f"{name}{head}"
+        for name in ("Bert", "DistilBert", "Electra", "Roberta", "XLMRoberta")
+        for head in ("ForMaskedLM", "ForSequenceClassification", "Model")
+    ),
+    "BertForPreTraining",
+    "ElectraForPreTraining",
+)
+TORCH_ALGORITHMS = ("default", "hqq")  # of onnxruntime's quantizer; the others belong to the builder
 # The builder computes other kinds in another way than transformers, or leaves them out.
 ROPE_TYPES = ("default", "linear", "llama3")
 LONG_ROPE = "Phi3ForCausalLM"  # the one architecture whose longrope the builder knows
@@ -56,11 +71,16 @@ def check_base(model_path: str | Path) -> None:
     if config.get("quantization_config"):
         problems.append("config.json: quantization_config is set; take the base before its quantization")
     architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
+    if architecture not in (*ARCHITECTURES, *TORCH_ARCHITECTURES):
         problems.append(
             f"config.json: architectures is {architecture}, which has no tested export; "
-            f"{nearest(architecture, ARCHITECTURES)}"
+            f"{nearest(architecture, (*ARCHITECTURES, *TORCH_ARCHITECTURES))}"
         )
+    if architecture in TORCH_ARCHITECTURES:
+        problems += _torch_problems(config)
+        if problems:
+            raise ConfigError(problems)
+        return
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES and (kind, architecture) != ("longrope", LONG_ROPE):
@@ -73,6 +93,42 @@ def check_base(model_path: str | Path) -> None:
             f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}) and partial_rotary_factor "
             f"is 1 (here {partial})"
         )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _torch_problems(config: dict[str, Any]) -> list[str]:
+    problems = []
+    if config.get("is_decoder"):
+        problems.append("config.json: is_decoder is true; an encoder that writes has no tested export")
+    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):  # OPT 350M
+        problems.append(
+            f"config.json: word_embed_proj_dim is {config['word_embed_proj_dim']} and hidden_size "
+            f"{config['hidden_size']}; a head needs a base where the two are equal"
+        )
+    return problems
+
+
+def engine_of(folder: Path) -> str:
+    """What runs a base's package: "onnxruntime-genai" for those of its builder, "onnxruntime" for torch's exporter."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "onnxruntime" if (config.get("architectures") or [""])[0] in TORCH_ARCHITECTURES else "onnxruntime-genai"
+
+
+def check_engine(folder: Path, precision: str, execution_provider: str, quantization: dict[str, Any] | None) -> None:
+    """Raises ConfigError for what `check_precision` takes, but the exporter of this base does not."""
+    if engine_of(folder) == "onnxruntime-genai":
+        return
+    problems = []
+    if execution_provider != "cpu":
+        problems.append(
+            f"execution_provider is '{execution_provider}'; a base that onnxruntime-genai's builder does not know is "
+            "exported for the cpu only"
+        )
+    algorithm = (quantization or {}).get("algorithm", "default")
+    if precision == "int4" and algorithm not in TORCH_ALGORITHMS:
+        choices = nearest(algorithm, TORCH_ALGORITHMS)
+        problems.append(f"quantization: algorithm is '{algorithm}', which is the builder's; for this base: {choices}")
     if problems:
         raise ConfigError(problems)
 

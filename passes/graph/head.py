@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 _INT64 = 7  # onnx.TensorProto's number
 
 
-def add_class_head(model: onnx.ModelProto) -> None:
-    """Adds output ``class_logits`` (batch, classes), in place: last real token's state @ ``class_head.weight``.
+def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
+    """Adds output ``class_logits`` (batch, classes), in place: one token's final state @ ``class_head.weight``.
+
+    `pooling` says which token: "last", a row's last real token, or "first", the one that encoders such as BERT are
+    trained to classify with. The final state is the graph's output ``hidden``, which is taken away, or what the
+    builder feeds to its language-model head.
 
     Two optional inputs:
 
@@ -23,29 +27,36 @@ def add_class_head(model: onnx.ModelProto) -> None:
     - ``logits_positions``: int64 ("logits_length",), default [-1]: the positions of ``logits``, which gets the shape
       (batch, logits_length, vocab). -1 is each row's last real token, which is all that generation reads of a prompt;
       0 to sequence - 1 are the positions of ``input_ids``; none at all spares the largest MatMul of the graph.
+      Only graphs with a language-model head have it.
 
     A row's last real token is the last 1 in its attention_mask: that index minus the number of cached positions, or 0.
     This holds for padding on either side and for decode steps.
 
     Raises:
-        PackageError: the graph has no /lm_head/MatMul fed by a final norm.
+        PackageError: the graph has neither an output ``hidden`` nor a /lm_head/MatMul fed by a final norm.
     """
     import numpy as np
     from onnx import helper, numpy_helper
 
     graph = model.graph
     lm_head = next((n for n in graph.node if n.name.startswith("/lm_head/MatMul")), None)
-    if lm_head is None or "final_norm" not in lm_head.input[0]:
+    final = next((o for o in graph.output if o.name == "hidden"), None)
+    if final is not None:
+        hidden, dtype = final.name, final.type.tensor_type.elem_type
+        hidden_size = final.type.tensor_type.shape.dim[2].dim_value
+        graph.output.remove(final)
+    elif lm_head is not None and "final_norm" in lm_head.input[0]:
+        hidden, hidden_size = lm_head.input[0], _hidden_size(model, lm_head)
+        dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
+    else:
         raise PackageError("the graph has no /lm_head/MatMul fed by /model/layers.{l}/final_norm_layernorm")
-    hidden = lm_head.input[0]
-    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "logits")
-    hidden_size = _hidden_size(model, lm_head)
-    constants = {"zero": 0, "one": 1, "one_vector": [1]}
+    constants = {"zero": 0, "one": 1, "zero_vector": [0], "one_vector": [1]}
     for key, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"/class_head/{key}"))
     add_optional_input(model, "class_head.weight", dtype, ["lora_n", hidden_size, "classes"], [1, hidden_size, 0])
-    graph.input.append(helper.make_tensor_value_info("logits_positions", _INT64, ["logits_length"]))
-    graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), "logits_positions"))
+    if lm_head is not None:
+        graph.input.append(helper.make_tensor_value_info("logits_positions", _INT64, ["logits_length"]))
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), "logits_positions"))
 
     def node(op: str, inputs: list[str], name: str, **attributes: int) -> str:
         output = f"/class_head/{name}/output_0"
@@ -54,28 +65,35 @@ def add_class_head(model: onnx.ModelProto) -> None:
 
     nodes: list[onnx.NodeProto] = []
     zero, one, one_vector = "/class_head/zero", "/class_head/one", "/class_head/one_vector"
-    total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
-    sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
-    positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
-    last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
-    index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
-    row = node(
-        "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
-    )  # (batch, 1, hidden)
+    if pooling == "first":
+        row = node("Slice", [hidden, "/class_head/zero_vector", one_vector, one_vector], "Row")  # (batch, 1, hidden)
+    else:
+        total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
+        sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
+        positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
+        last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
+        index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
+        row = node(
+            "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
+        )  # (batch, 1, hidden)
     product = node("MatMul", [row, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
-    rows = node("Concat", [hidden, row], "LogitsRows", axis=1)
-    lm_head.input[0] = node("Gather", [rows, "logits_positions"], "LogitsPositions", axis=1)
+    if lm_head is not None:
+        rows = node("Concat", [hidden, row], "LogitsRows", axis=1)
+        lm_head.input[0] = node("Gather", [rows, "logits_positions"], "LogitsPositions", axis=1)
     rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for existing in graph.node:
-        rewired.node.extend([*nodes, existing] if existing.name == lm_head.name else [existing])
+        rewired.node.extend([*nodes, existing] if lm_head is not None and existing.name == lm_head.name else [existing])
+    if lm_head is None:
+        rewired.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(rewired.node)
     graph.output.append(helper.make_tensor_value_info("class_logits", dtype, ["batch_size", "classes"]))
     # onnxruntime-genai takes one row of logits per prompt from a graph that declares one, and all positions otherwise
-    length = next(o for o in graph.output if o.name == "logits").type.tensor_type.shape.dim[1]
-    length.Clear()
-    length.dim_value = 1
+    for logits in (o for o in graph.output if o.name == "logits"):
+        length = logits.type.tensor_type.shape.dim[1]
+        length.Clear()
+        length.dim_value = 1
 
 
 def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:

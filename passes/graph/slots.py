@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import PackageError
@@ -20,7 +20,9 @@ _ONE, _ZERO_POINT = "/lora/one", "/lora/zero_point"
 ADAPTER_PRECISIONS = ("float", "int8")
 
 
-def add_slots(model: onnx.ModelProto, precision: str = "float") -> dict[str, dict[str, Any]]:
+def add_slots(
+    model: onnx.ModelProto, precision: str = "float", modules: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Adds a slot to each projection of each layer, in place; weights may be left as external data.
 
     A slot ``model.layers.0.attn.o_proj`` has two inputs of the graph's float type. Their defaults have rank 0, so a run
@@ -35,19 +37,23 @@ def add_slots(model: onnx.ModelProto, precision: str = "float") -> dict[str, dic
     At precision "int8" A is uint8 with the zero point 128 (see `runtime.lora_quantization`), and x is rounded to eight
     bits as it runs, with one scale for the whole batch: less to read at high ranks, for a small error in every row.
 
+    Args:
+        modules: for a graph of `passes.graph.torch_export`, the PyTorch modules that take a slot, such as
+            ``transformer.h.0.attn.c_attn``: the slot has the same name. Empty: the projections of the model builder.
+
     Returns:
         The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}; at precision "int8"
         also "a_dtype".
 
     Raises:
-        PackageError: the graph has no projection with a name of the model builder, the size of one is unknown, or
-            precision is "int8" and the graph does not compute in float32.
+        PackageError: the graph has no projection with a name of the model builder or of `modules`, the size of one is
+            unknown, or precision is "int8" and the graph does not compute in float32.
     """
     import onnx
     from onnx import helper
 
     graph = model.graph
-    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name == "present.0.key")
+    dtype = next(o.type.tensor_type.elem_type for o in graph.output if o.name in ("present.0.key", "hidden"))
     shapes = {i.name: list(i.dims) for i in graph.initializer}
     if precision == "int8":
         if _FLOATS[dtype] != "float32":
@@ -58,14 +64,15 @@ def add_slots(model: onnx.ModelProto, precision: str = "float") -> dict[str, dic
     inserted: dict[str, list[onnx.NodeProto]] = {}  # name of the node to follow -> new nodes
     renamed: dict[str, str] = {}
     for node in graph.node:
+        prefix, separator, _ = node.name.rpartition("/MatMul")
+        slot = prefix.removeprefix("/").replace("/", ".")
         match = _PROJECTION.fullmatch(node.name)
-        if match is None or node.op_type not in ("MatMul", "MatMulNBits"):
+        known = slot in modules if modules else match is not None
+        if not separator or not known or node.op_type not in ("MatMul", "MatMulNBits"):
             continue
-        layer, block, target = match.groups()
-        slot = f"model.layers.{layer}.{block}.{target}"
         size_in, size_out = _sizes(node, shapes)
         last = _bias_add(graph, node, shapes) or node
-        y, path = last.output[0], f"/model/layers.{layer}/{block}/{target}/lora"
+        y, path = last.output[0], f"{prefix}/lora"
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
             _times_a(node.input[0], a, f"{path}_A/MatMul", precision),
@@ -79,20 +86,26 @@ def add_slots(model: onnx.ModelProto, precision: str = "float") -> dict[str, dic
             model, a, _UINT8 if precision == "int8" else dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0]
         )
         add_optional_input(model, b, dtype, ["lora_n", f"{slot}.lora_r", size_out], [1, 0, size_out])
-        parts = _qkv_parts(graph, layer, size_out) if target == "qkv_proj" else {target: size_out}
+        target = slot.rpartition(".")[2]
+        packed = match is not None and target == "qkv_proj"
+        parts = _qkv_parts(graph, slot.split(".")[2], size_out) if packed else {target: size_out}
         slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
         if precision == "int8":
             slots[slot]["a_dtype"] = "uint8"
     if not slots:
         raise PackageError(
-            "the graph has no MatMul named /model/layers.{l}/{attn|mlp}/{projection}/MatMul to put a slot beside"
+            f"the graph has no MatMul named {next(iter(modules), '/model/layers.{l}/{attn|mlp}/{projection}')}/MatMul "
+            "to put a slot beside"
         )
     rewired = onnx.GraphProto()  # protobuf lists have no insert: collect the nodes, then swap the lists
     for node in graph.node:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
         rewired.node.append(node)
-        rewired.node.extend(inserted.get(node.name, []))
+        added = inserted.get(node.name, [])
+        if added and added[0].input[0] in renamed:  # x is itself the output of a projection with a slot
+            added[0].input[0] = renamed[added[0].input[0]]
+        rewired.node.extend(added)
     del graph.node[:]
     graph.node.extend(rewired.node)
     return slots

@@ -1,4 +1,4 @@
-"""A classification head on the last real token of a causal language model."""
+"""A classification head on the last real token of a causal language model, or on the first of an encoder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from passes.base_model import pooling_of
 
 HEAD_INIT_STD = 0.02  # standard deviation of the head's initial weights, as in GPT-2
 
@@ -20,12 +22,14 @@ def last_real_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def pooled_features(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Final-norm hidden state of each row's last real token: (batch, hidden).
+    """Final hidden state of each row's last real token, or of an encoder's first token: (batch, hidden).
 
-    `model` is a causal language model of transformers, with or without PEFT around it.
+    `model` is a causal language model or an encoder of transformers, with or without PEFT around it.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = causal.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if pooling_of(plain.config.model_type) == "first":
+        return plain.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+    hidden = plain.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     rows = torch.arange(len(hidden), device=hidden.device)
     return hidden[rows, last_real_positions(attention_mask).to(hidden.device)]
 

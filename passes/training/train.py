@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
-from passes.base_model import load_base, load_tokenizer
+from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
@@ -58,7 +58,8 @@ def train_adapter(
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
-    model: Any = get_peft_model(base_model, _lora_config(settings))
+    task_type = "FEATURE_EXTRACTION" if is_encoder(base) else "CAUSAL_LM"
+    model: Any = get_peft_model(base_model, _lora_config(settings, task_type))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     peft_model = model
     if label_names is not None:
@@ -96,7 +97,7 @@ def train_adapter(
         "labels": label_names,
         "template": train_data.template,
         "max_length": train_data.max_length,
-        "pooling": "last",
+        "pooling": pooling_of(base_model.config.model_type),
         "window_stride": train_data.window_stride if isinstance(train_data, ClassificationData) else None,
         "metrics": {},
     }
@@ -138,9 +139,9 @@ def parity_samples(rows: list[dict[str, Any]], most: int) -> list[list[int]]:
     return [rows[i * len(rows) // count]["input_ids"] for i in range(count)]
 
 
-def _lora_config(settings: AdapterSettings) -> LoraConfig:
+def _lora_config(settings: AdapterSettings, task_type: str) -> LoraConfig:
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -126,7 +126,7 @@ def read(folder: Path, name: str) -> None:
     if not result.fits:
         raise PackageError("; ".join([*result.problems, *(f.note for f in result.findings)]))
     if source.settings:
-        checked_settings("x", source.settings, result.info["classes"])
+        checked_settings("x", source.settings, result.info["classes"], {})
 
 
 def main(count: int, folder: Path) -> dict[str, Any]:

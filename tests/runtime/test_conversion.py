@@ -130,7 +130,6 @@ def test_projections_packed_by_the_model_itself(tmp_path: Path) -> None:
         ({"use_dora": True}, {}, "adapter_config.json: use_dora is true"),
         ({"peft_type": "IA3"}, {}, "peft_type is 'IA3'; only LORA"),
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'; slots have no bias"),
-        ({"fan_in_fan_out": True}, {}, "fan_in_fan_out is true"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4', which changes the base's weights"),
         ({}, lora("mlp.router", 8, 4), r"model.layers.\{n\}.mlp.router has no slot in this base"),
         ({}, one("lm_head.lora_A.weight", 2, 8), "lm_head.lora_A.weight: lm_head has no slot"),
