@@ -66,11 +66,13 @@ class MultiAdapterExport(Pass):
             problems.append(f"parity_tolerance: must be above 0, but got {config.parity_tolerance}")
         if config.adapter_precision not in ADAPTER_PRECISIONS:
             problems.append(
-                f"adapter_precision: is '{config.adapter_precision}'; "
+                f"adapter_precision is '{config.adapter_precision}'; "
                 f"{nearest(config.adapter_precision, ADAPTER_PRECISIONS)}"
             )
         elif config.adapter_precision == "int8" and PROVIDERS.get(provider, provider) != "cpu":
-            problems.append("adapter_precision: int8 has kernels on the CPU only; take float")
+            problems.append(
+                f"adapter_precision is 'int8', which {PROVIDERS.get(provider, provider)} cannot run; take float"
+            )
         try:
             check_precision(config.precision, PROVIDERS.get(provider, provider), config.quantization)
         except ConfigError as error:
