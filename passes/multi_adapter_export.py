@@ -71,11 +71,13 @@ class MultiAdapterExport(Pass):
             problems.append(f"threads: must be 1 or more, but got {config.threads}")
         if config.adapter_precision not in ADAPTER_PRECISIONS:
             problems.append(
-                f"adapter_precision: is '{config.adapter_precision}'; "
+                f"adapter_precision is '{config.adapter_precision}'; "
                 f"{nearest(config.adapter_precision, ADAPTER_PRECISIONS)}"
             )
         elif config.adapter_precision == "int8" and OUR_NAMES.get(provider, provider) != "cpu":
-            problems.append("adapter_precision: int8 has kernels on the CPU only; take float")
+            problems.append(
+                f"adapter_precision is 'int8', which {OUR_NAMES.get(provider, provider)} cannot run; take float"
+            )
         problems += parity.check_options(config.parity or {})
         try:
             check_precision(config.precision, OUR_NAMES.get(provider, provider), config.quantization)

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         lambda w, _: step(w, "export", presicion="fp32"),
         [
             "passes.export.presicion: unknown option; did you mean 'precision'? "
-            "Valid: name, parity, precision, quantization, threads"
+            "Valid: adapter_precision, name, parity, precision, quantization, threads"
         ],
     ),
     "unknown target modules": (
@@ -259,6 +259,10 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
     "a precision of another provider": (
         lambda w, _: step(w, "export", precision="fp16"),
         ["passes.export.precision is 'fp16', which cpu cannot run; did you mean 'fp32'? Valid: fp32, int4, int8"],
+    ),
+    "unknown adapter precision": (
+        lambda w, _: step(w, "export", adapter_precision="int4"),
+        ["passes.export.adapter_precision is 'int4'; did you mean 'int8'? Valid: float, int8"],
     ),
     "unknown quantization key": (
         lambda w, _: step(w, "export", precision="int4", quantization={"blok_size": 32}),
