@@ -30,6 +30,7 @@ LONGROPE = {
     "original_max_position_embeddings": 1024,
     "rope_parameters": {
         "rope_type": "longrope",
+        "type": "longrope",  # as in the published configuration
         "rope_theta": 10000.0,
         "short_factor": [1.0] * 8,
         "long_factor": [2.0] * 8,
