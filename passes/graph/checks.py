@@ -42,6 +42,8 @@ TORCH_ARCHITECTURES = (
 TORCH_ALGORITHMS = ("default", "hqq")  # of onnxruntime's quantizer; the others belong to the builder
 # The builder computes other kinds in another way than transformers, or leaves them out.
 ROPE_TYPES = ("default", "linear", "llama3")
+FIXED_ROPE = "HunYuanDenseV1ForCausalLM"  # release 0.14 of the builder forgets its rotary base
+DEFAULT_ROPE_THETA = 10000.0
 LONG_ROPE = "Phi3ForCausalLM"  # the one architecture whose longrope the builder knows
 # What each provider's attention kernels take: float32 on the CPU, float16 elsewhere; DirectML has no 8-bit MatMulNBits.
 PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int8", "int4"), "dml": ("fp16", "int4")}
@@ -85,13 +87,20 @@ def check_base(model_path: str | Path) -> None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES and (kind, architecture) != ("longrope", LONG_ROPE):
         problems.append(f"config.json: rope_type is {kind}, which has no tested export; {nearest(kind, ROPE_TYPES)}")
+    theta = rope.get("rope_theta", config.get("rope_theta", DEFAULT_ROPE_THETA))
+    if architecture == FIXED_ROPE and theta != DEFAULT_ROPE_THETA:
+        problems.append(f"config.json: rope_theta is {theta:g}, but the builder exports {architecture} with 10000 only")
     size, partial = head_size(config), rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1
-    if size == 0 or size % 2 or (size % HEAD_SIZE_STEP and (partial != 1 or kind not in ROPE_TYPES)):
+    if (
+        size == 0
+        or size % 2
+        or (size % HEAD_SIZE_STEP and (partial != 1 or kind not in ROPE_TYPES or architecture == FIXED_ROPE))
+    ):
         problems.append(
             f"config.json: head_dim is {size} (hidden_size / num_attention_heads where head_dim is not given); "
             f"onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP}, and heads are widened to one only "
-            f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}) and partial_rotary_factor "
-            f"is 1 (here {partial})"
+            f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}), partial_rotary_factor is 1 "
+            f"(here {partial}), and the architecture is not {FIXED_ROPE}"
         )
     if problems:
         raise ConfigError(problems)

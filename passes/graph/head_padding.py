@@ -17,7 +17,7 @@ _INTERLEAVED = ("Ernie4_5ForCausalLM",)
 # these scale the scores by a number of their configuration; the others by 1 / sqrt(head size)
 _OWN_SCALE = ("Gemma2ForCausalLM", "GraniteForCausalLM")
 # these normalize each head of q and k
-_HEAD_NORM = {"Qwen3ForCausalLM": "k_norm", "HunYuanDenseV1ForCausalLM": "key_layernorm"}
+_HEAD_NORM = {"Qwen3ForCausalLM": "k_norm"}
 
 
 def head_size(config: Mapping[str, Any]) -> int:

@@ -42,7 +42,6 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 PADDED: list[tuple[str, dict[str, Any]]] = [
     ("ernie4_5", {"head_dim": 12}),
     ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 13}),
-    ("hunyuan_v1_dense", {"head_dim": 8}),
     ("llama", {"head_dim": 24, "attention_bias": True, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}}),
     ("phi3", {"head_dim": 24, "original_max_position_embeddings": 128}),
     ("qwen3", {"head_dim": 6}),
@@ -173,6 +172,10 @@ def test_graphs_for_gpus_run_on_the_cpu(
         ({"head_dim": 24, "partial_rotary_factor": 0.5}, ["head_dim is 24", "partial_rotary_factor is 1 (here 0.5)"]),
         ({"architectures": ["LlamaForCausalLn"]}, ["did you mean 'LlamaForCausalLM'"]),
         ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_type is yarn"]),
+        (
+            {"architectures": ["HunYuanDenseV1ForCausalLM"], "rope_parameters": {"rope_theta": 5e5}},
+            ["rope_theta is 500000, but the builder exports HunYuanDenseV1ForCausalLM with 10000 only"],
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config is set"]),
         ({"architectures": ["T5Model"], "head_dim": 21}, ["2 problems", "T5Model", "head_dim is 21"]),
     ],

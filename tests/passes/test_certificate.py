@@ -33,7 +33,14 @@ def adapters(tiny_llama_path: Path, make_peft_adapter: Callable[..., Path]) -> d
 
 
 def run(base: Path, adapters: dict[str, Path], folder: Path, provider: str, precision: str, **parity: Any) -> None:
-    options = {"precision": precision, "quantization": None, "threads": 2, "name": "tiny", "parity": parity}
+    options = {
+        "adapter_precision": "float",
+        "precision": precision,
+        "quantization": None,
+        "threads": 2,
+        "name": "tiny",
+        "parity": parity,
+    }
     export(base, adapters, folder, execution_provider=provider, config=SimpleNamespace(**options))
 
 

@@ -19,6 +19,7 @@ from runtime.adapter_source import read_source
 from runtime.adapters import main
 from runtime.conversion import fit, slot_tensors
 from runtime.errors import PackageError
+from runtime.manifest import FORMAT_VERSION
 from runtime.onnx_adapter import read_onnx_adapter
 from runtime.peft_config import scale
 from tests.runtime.test_conversion import CONFIG, SLOTS, delta, lora, write_folder
@@ -43,7 +44,14 @@ def package(tmp_path: Path) -> Path:
     folder = tmp_path / "package"
     folder.mkdir()
     base = {"name": "tiny", "fingerprint": "00abcdef99", "hidden_size": 8}
-    manifest = {"format_version": 1, "name": "p", "adapters": {}, "base": base, "files": {}, "precision": "fp32"}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": "p",
+        "adapters": {},
+        "base": base,
+        "files": {},
+        "precision": "fp32",
+    }
     manifest |= {"slots": SLOTS, "target": {"execution_provider": "cpu"}}
     (folder / "package.json").write_text(json.dumps(manifest))
     return folder

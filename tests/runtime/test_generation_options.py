@@ -165,7 +165,7 @@ def test_messages_go_into_the_chat_template(mixed_model: MultiAdapterModel) -> N
     for prompt, adapter, message in (
         (messages, "story", "adapter 'story' has the template '{text}', which takes a text and no messages"),
         ([{"role": "user"}], "chat", "message 0 is {'role': 'user'}"),
-        ([], None, "a prompt is a text or a list of messages"),
+        ([], None, "a prompt is a text, a dict of texts or a list of messages"),
     ):
         with pytest.raises(PackageError, match=re.escape(message)):
             mixed_model.generate(prompt, adapter)
