@@ -38,7 +38,7 @@ def prepare(
     Heavy steps run in processes of their own, so that neither their memory nor their threads are left behind.
 
     Args:
-        work: any folder; Qwen2.5-0.5B takes about 4 GB there and 7 GB of memory.
+        work: any folder; Qwen2.5-0.5B takes about 5 GB there and 7 GB of memory.
         shape: a key of `benchmark.random_base.SHAPES`.
         ranks: of the single adapters.
         threads: compute threads that genai_config.json states.
