@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,7 @@ def prepare(
     Heavy steps run in processes of their own, so that neither their memory nor their threads are left behind.
 
     Args:
-        work: any folder; Qwen2.5-0.5B takes about 4 GB there and 7 GB of memory.
+        work: any folder; Qwen2.5-0.5B takes about 5 GB there and 7 GB of memory.
         shape: a key of `benchmark.random_base.SHAPES`.
         ranks: of the single adapters.
         threads: compute threads that genai_config.json states.
@@ -129,8 +130,9 @@ def _stock(base: Path, peft: Path, folder: Path) -> None:
         (ModelBuilder, {"precision": "int4", "int4_accuracy_level": 4}),
         (ExtractAdapters, {"make_inputs": True, "save_format": "onnx_adapter"}),
     ]
+    logging.disable(logging.WARNING)  # a line for each node otherwise; this process ends with the step
     model: Any = HfModelHandler(model_path=str(base), adapter_path=str(peft))
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         for kind, options in steps:
             step = create_pass_from_dict(kind, options, disable_search=True, accelerator_spec=DEFAULT_CPU_ACCELERATOR)
             model = step.run(model, str(folder if kind is ExtractAdapters else folder / "built"))

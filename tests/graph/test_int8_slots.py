@@ -13,11 +13,14 @@ import pytest
 from passes.graph.builder import build_base
 from passes.graph.head import add_class_head
 from passes.graph.slots import add_slots
+from passes.package import write_package
 from runtime.adapter_file import check_fits, read_adapter, write_adapter
 from runtime.conversion import slot_tensors
 from runtime.errors import PackageError
 from runtime.lora_quantization import quantize_a
+from runtime.model import MultiAdapterModel
 from tests.graph.reference import run_graph
+from tests.graph.test_slots import torch_logits
 
 IDS = np.random.default_rng(0).integers(3, 290, (3, 9)).astype(np.int64)
 Graphs = dict[str, tuple[Path, dict[str, Any]]]  # form -> graph and slot table
@@ -122,6 +125,26 @@ def test_adapter_file(
     generator.append_tokens(IDS[0].tolist())
     wanted = run_graph(graph, IDS[:1], **tensors)["logits"][0, -1]
     np.testing.assert_allclose(generator.get_logits()[0, 0], wanted, atol=1e-3)
+
+
+def test_package(tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], tmp_path: Path) -> None:
+    """A package with 8-bit slots is checked, loaded and run like any other."""
+    folder = make_peft_adapter(tiny_llama_path, rank=8, labels=["a", "b"])
+    manifest = write_package(
+        tmp_path / "package",
+        base_path=tiny_llama_path,
+        adapter_folders={"mood": folder},
+        precision="fp32",
+        execution_provider="cpu",
+        adapter_precision="int8",
+        threads=2,
+        name="p",
+    )
+    assert {slot["a_dtype"] for slot in manifest["slots"].values()} == {"uint8"}
+    model = MultiAdapterModel.load(tmp_path / "package")
+    found = model.logits(IDS, adapter="mood")
+    wanted, base = torch_logits(tiny_llama_path, folder, IDS), model.logits(IDS)
+    assert np.abs(found - wanted).mean() < 0.05 * np.abs(base - wanted).mean()
 
 
 def test_half_precision_graphs_are_refused(int4: Graphs) -> None:
