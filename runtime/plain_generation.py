@@ -62,9 +62,7 @@ class PlainGenerator:
             PackageError: a constraint is asked for.
         """
         if options.guide is not None:
-            raise PackageError(
-                f"{options.guide[0]} is followed by onnxruntime-genai only, which cannot run this package"
-            )
+            raise PackageError(f"{options.guide[0]} needs onnxruntime-genai, which cannot run this package")
         tensors = self._session.adapters([file for _, file in rows])
         tensors = {name: value for name, value in tensors.items() if name != "class_head.weight"}
         draw = np.random.default_rng(options.seed)

@@ -99,8 +99,8 @@ def check_base(model_path: str | Path) -> None:
         problems.append(
             f"config.json: head_dim is {size} (hidden_size / num_attention_heads where head_dim is not given); "
             f"onnxruntime's GroupQueryAttention takes multiples of {HEAD_SIZE_STEP}, and heads are widened to one only "
-            f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}), partial_rotary_factor is 1 "
-            f"(here {partial}), and the architecture is not {FIXED_ROPE}"
+            f"where their size is even, rope_type is {', '.join(ROPE_TYPES)} (here {kind}) and partial_rotary_factor "
+            f"is 1 (here {partial})" + (f"; {architecture} is never widened" if architecture == FIXED_ROPE else "")
         )
     if problems:
         raise ConfigError(problems)

@@ -95,6 +95,7 @@ def test_manifest_says_what_is_in_the_folder(original: Path, tiny_llama_path: Pa
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= listed
     base = {"name": "tiny_llama", "architecture": "LlamaForCausalLM", "hidden_size": 64, "num_hidden_layers": 2}
     base |= {"vocab_size": 300, "context_length": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    base |= {"generates": True, "pooling": "last"}
     assert manifest["base"] == {**base, "fingerprint": base_fingerprint(tiny_llama_path)}
     assert (manifest["precision"], manifest["quantization"]["algorithm"], manifest["workflow"]) == (
         "int4",
