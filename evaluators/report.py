@@ -82,10 +82,10 @@ def print_report(
         precision, machine = evaluation["precision"], evaluation["machine"]
         kind = f"{precision} ONNX package" if precision else "PyTorch model"
         console.print(f"\n[bold]{output.name}[/bold]: {kind}")
-        console.print(_evaluation_table(evaluation))
     if manifest is not None:
         _print_parity(console, manifest)
     if evaluation is not None:
+        console.print(_evaluation_table(evaluation))
         versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
         console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
     if written and (evaluation is not None or manifest is not None):

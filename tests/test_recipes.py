@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from tests.conftest import SENTENCES, save_tiny_model
@@ -62,6 +63,7 @@ DATA_SETS: dict[str, tuple[dict[str, int], Any]] = {
     "xxyyzzz/phrase_classification": ({"train": 40}, lambda i: {"phrase": _text(i), "tone": ["joy", "anger"][i % 2]}),
 }
 RECIPES = sorted(f for f in (REPOSITORY / "workflows").glob("*/*.json") if f.stem in ("cpu", "cuda", "directml"))
+RUNS = [pytest.param(f, id=f"{f.parent.name}-{f.stem}", marks=[pytest.mark.slow] * (f.stem != "cpu")) for f in RECIPES]
 
 
 def _text(number: int) -> str:
@@ -135,12 +137,15 @@ def test_every_recipe_is_here() -> None:
     assert used == set(MODELS)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: f.relative_to(REPOSITORY / "workflows").as_posix())
+@pytest.mark.parametrize("recipe", RUNS)
 def test_recipe_runs(recipe: Path, hub: Path, tmp_path: Path) -> None:
     manifest = run(recipe, hub, tmp_path)
     content = json.loads(recipe.read_text(encoding="utf-8"))
     adapters = {s["adapter_name"]: s for s in content["passes"].values() if "adapter_name" in s}
     assert set(manifest["adapters"]) == set(adapters)
+    assert manifest["base"]["name"] == content["input_model"]["model_path"]
+    (provider,) = content["systems"]["target"]["accelerators"][0]["execution_providers"]
+    assert ("not_executed" in manifest["target"]) == (provider not in onnxruntime.get_available_providers())
     assert manifest["precision"] == content["passes"]["export"]["precision"]
     for name, entry in manifest["adapters"].items():
         assert entry["rank"] == adapters[name]["rank"]

@@ -8,7 +8,8 @@ every constraint that ONNX Runtime puts on a deployable base (head size a multip
 
 Every 20th piece of about 8,000 characters of each file is held out (5 %). The learning rate is constant until the
 held-out loss stops falling or `--steps` is reached, then falls linearly to zero ("warm-up, stable, decay", Hu et al.
-2024, MiniCPM). Matrices are updated by Muon (Jordan et al. 2024), the rest by AdamW. Training resumes from `--work`.
+2024, MiniCPM). Matrices are updated by Muon (Jordan et al. 2024), the rest by AdamW. Training resumes from `--work`,
+also a finished one that is to have more `--steps`.
 """
 
 from __future__ import annotations
