@@ -170,8 +170,8 @@ def check_precision(precision: str, execution_provider: str, quantization: dict[
         options["accuracy_level"] = 0  # the provider's own choice
     if options["algorithm"] == "gptq":
         problems.append(
-            "quantization: algorithm is 'gptq', which needs calibration texts that an export does not have; take "
-            "k_quant or hqq, which need none"
+            "quantization: algorithm is 'gptq', whose form in onnxruntime measured worse than rounding to the nearest "
+            "(docs/workflows.md); take k_quant or hqq"
         )
     elif options["algorithm"] not in ALGORITHMS:
         problems.append(

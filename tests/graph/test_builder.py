@@ -197,7 +197,7 @@ def test_base_that_cannot_be_exported(
 @pytest.mark.parametrize(
     "precision, provider, quantization, messages",
     [
-        ("int4", "cpu", {"algorithm": "gptq"}, ["needs calibration texts", "take k_quant or hqq"]),
+        ("int4", "cpu", {"algorithm": "gptq"}, ["worse than rounding", "take k_quant or hqq"]),
         ("fp16", "cpu", None, ["precision is 'fp16', which cpu cannot run", "Valid: fp32, int4, int8"]),
         ("int4", "gpu", None, ["execution_provider is 'gpu'", "Valid: cpu, cuda, dml"]),
         ("fp32", "cpu", {"block_size": 32}, ["block_size has no meaning at precision fp32"]),
