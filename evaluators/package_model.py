@@ -14,14 +14,15 @@ class PackageModel:
     """A package folder; the same interface as evaluators.torch_model.TorchModel."""
 
     def __init__(self, folder: Path, execution_provider: str | None = None) -> None:
-        """Loads the package and runs one token of the base.
+        """Loads the package and, unless its base is an encoder, runs one token of the base.
 
         Raises:
             PackageError: the package is damaged (see `runtime.manifest.read_manifest`).
             ProviderError: this machine cannot run on the package's provider, or on the one given in its place.
         """
         self.runtime = MultiAdapterModel.load(folder, execution_provider=execution_provider)
-        self.runtime.logits(np.zeros((1, 1), np.int64))
+        if self.runtime.manifest["base"].get("generates", True):  # encoders have no logits, and are for the CPU only
+            self.runtime.logits(np.zeros((1, 1), np.int64))
 
     def labels(self, adapter: str) -> list[str]:
         """The label names of a classification adapter, in the order of its logits."""

@@ -52,6 +52,9 @@ def check_data(
                 found[option] = data
                 digest.update(data.fingerprint.encode())
         step.config["fingerprint"] = digest.hexdigest()
+        loader.problems += [
+            p for option, data in found.items() for p in _length_problems(f"passes.{name}.{option}", data, context)
+        ]
         train, validation = found.get("train_data_config"), found.get("validation_data_config")
         if train is not None:
             training_data.setdefault(step.config.get("adapter_name"), train)
@@ -63,10 +66,6 @@ def check_data(
                     f"{where}: chat_template is on, but onnxruntime-genai applies it, and does not know this base; "
                     "use a prompt `template` instead"
                 )
-            if context and train.max_length > context:
-                loader.problems.append(
-                    f"{where}: max_length is {train.max_length}, but the base's context is {context}"
-                )
         loader.problems += _pair_problems(f"passes.{name}.validation_data_config", train, validation)
     metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
     for metric in evaluator.metrics if evaluator is not None else []:
@@ -75,6 +74,7 @@ def check_data(
             where = f"evaluator.metrics.{metric.name}.data_config"
             data = loader.load(where, metric.data_config, tasks[adapter])
             loader.problems += _label_problems(where, training_data.get(adapter), data)
+            loader.problems += _length_problems(where, data, context)
     return list(dict.fromkeys(loader.problems))
 
 
@@ -127,6 +127,12 @@ def _pair_problems(where: str, train: Data | None, validation: Data | None) -> l
 
 def _joined(data: GenerationData) -> list[str]:
     return [f"{prompt}\n{response}" for prompt, response in zip(data.prompts, data.responses, strict=True)]
+
+
+def _length_problems(where: str, data: Data | None, context: int | None) -> list[str]:
+    if data is None or context is None or data.max_length <= context:
+        return []
+    return [f"{where}: max_length is {data.max_length}, but the base's context is {context}"]
 
 
 def _label_problems(where: str, train: Data | None, data: Data | None) -> list[str]:

@@ -47,11 +47,17 @@ def merge_adapter(
         The adapter's name.
 
     Raises:
-        PackageError: no such adapter, another base, or a folder that is no package; nothing was written.
+        PackageError: no such adapter, another base, one that torch exports (its weights have names and layouts of
+            their own), or a folder that is no package; nothing was written.
         OlivalError: the build failed; an older package in `folder` stays as it was.
     """
     package, folder = Path(package).resolve(), Path(folder).resolve()
     manifest = read_manifest(package)
+    if manifest.get("engine") == "onnxruntime":
+        raise PackageError(
+            f"{package}: its base is a {manifest['base'].get('architecture')}; merging is for the bases that "
+            "onnxruntime-genai's builder knows"
+        )
     if folder == package:
         raise PackageError(f"{folder}: is the package that is merged; choose another folder")
     check_replaceable(folder)

@@ -13,13 +13,11 @@ import numpy as np
 
 from runtime.adapter_names import FITS, OTHER_BASE, REPAIRED, UNUSABLE, finding, oriented, sort_parts
 from runtime.adapter_source import Source
-from runtime.conversion import refusal
+from runtime.conversion import PACKS, refusal
 from runtime.errors import PackageError
 from runtime.head_sizes import narrow_heads
 from runtime.lora_quantization import ZERO_POINT
 from runtime.peft_config import meaning_problems, scale
-
-_PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,9 @@ def changes_from_slots(
             if not used.any():
                 continue
             name, change = f"{parent}.{part}", Change(a[:, used], block[used])
-            packs = (p for p, m in _PACKS.items() if part in m and f"{parent}.{p}.weight" in weights)
+            packs = (p for p, m in PACKS.items() if part in m and f"{parent}.{p}.weight" in weights)
             if f"{name}.weight" not in weights and (pack := next(packs, None)):
-                lengths = {member: sizes[f"{parent}.{member}"] for member in _PACKS[pack]}
+                lengths = {member: sizes[f"{parent}.{member}"] for member in PACKS[pack]}
                 before = sum(list(lengths.values())[: list(lengths).index(part)])
                 padded = np.pad(change.b, ((0, 0), (before, sum(lengths.values()) - before - size)))
                 name, change = f"{parent}.{pack}", Change(change.a, padded)

@@ -78,6 +78,8 @@ class MultiAdapterExport(Pass):
             problems.append(
                 f"adapter_precision is 'int8', which {OUR_NAMES.get(provider, provider)} cannot run; take float"
             )
+        elif config.adapter_precision == "int8" and config.precision == "fp32":  # its graph is the proof of parity
+            problems.append("adapter_precision is 'int8', but precision is 'fp32', which rounds nothing; take float")
         problems += parity.check_options(config.parity or {})
         try:
             check_precision(config.precision, OUR_NAMES.get(provider, provider), config.quantization)

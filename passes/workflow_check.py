@@ -173,16 +173,22 @@ def _check_base(
 
 def _check_export(ours: list[tuple[str, Any]], provider: str, base: Path) -> list[str]:
     """What the export of this base cannot do, beside what `MultiAdapterExport.problems` says of every base."""
-    from passes.graph.checks import check_engine
+    from passes.graph.checks import check_blocks, check_engine, check_precision, engine_of
     from passes.multi_adapter_export import OUR_NAMES
 
     problems = []
     for name, step in ours:
         if "export" in step.type:
-            options = step.config or {}
+            options, target = step.config or {}, OUR_NAMES.get(provider, provider)
+            precision, quantization = options.get("precision") or "int4", options.get("quantization")
             try:
-                target = OUR_NAMES.get(provider, provider)
-                check_engine(base, options.get("precision") or "int4", target, options.get("quantization"))
+                checked = check_precision(precision, target, quantization)
+            except ConfigError:  # `problems` has said it
+                checked = None
+            try:
+                check_engine(base, precision, target, quantization)
+                if checked is not None and engine_of(base) == "onnxruntime-genai":
+                    check_blocks(base, precision, checked)
             except ConfigError as error:
                 problems += [f"passes.{name}: {p}" for p in error.problems]
     return problems

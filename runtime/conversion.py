@@ -29,7 +29,8 @@ from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
 from runtime.lora_quantization import quantize_a
 from runtime.peft_config import meaning_problems, scale
 
-_PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# what some bases or graphs keep in one projection, and others apart
+PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _MOST_LINES = 20
 
 Pair = tuple[np.ndarray, np.ndarray]  # A (in, r) and B (r, out) with the scale folded in
@@ -221,7 +222,7 @@ def _places(name: str, slots: Slots, index: Mapping[str, tuple[str, str]]) -> li
         if module in slots:
             return [(module, None)]
         parent, _, tail = module.rpartition(".")
-        members = [index.get(f"{parent}.{member}") for member in _PACKS.get(tail, ())]
+        members = [index.get(f"{parent}.{member}") for member in PACKS.get(tail, ())]
         if members and all(members):
             return list(filter(None, members))
     return []

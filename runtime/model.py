@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
+from runtime.adapter_file import HEAD
 from runtime.adapter_settings import SETTINGS
 from runtime.adapters import add_adapter, drop_adapter
 from runtime.classification import Classification, Document, class_logits, classification
@@ -75,7 +76,8 @@ class MultiAdapterModel:
             folder: the package.
             verify: compare every file with the manifest first (reads the whole package once).
             execution_provider: "cpu", "cuda" or "dml" in the place of the one that the package was written for.
-            threads: compute threads of classification and `logits` in the place of the target's.
+            threads: compute threads of classification, of `logits`, and of generation where onnxruntime-genai cannot
+                run the package, in the place of the target's.
 
         Raises:
             PackageError: the package is damaged (see `runtime.manifest.read_manifest`), or wheels of onnxruntime clash.
@@ -254,7 +256,7 @@ class MultiAdapterModel:
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         with self._users.using([adapter]):
             tensors = self._graph().adapters([self._file(adapter)])
-            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != "class_head.weight"})
+            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD})
 
     def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.adapter_file import HEAD
 from runtime.errors import PackageError
 from runtime.generation import TextGenerator
 from runtime.options import GenerationOptions
@@ -64,7 +65,7 @@ class PlainGenerator:
         if options.guide is not None:
             raise PackageError(f"{options.guide[0]} needs onnxruntime-genai, which cannot run this package")
         tensors = self._session.adapters([file for _, file in rows])
-        tensors = {name: value for name, value in tensors.items() if name != "class_head.weight"}
+        tensors = {name: value for name, value in tensors.items() if name != HEAD}
         draw = np.random.default_rng(options.seed)
         text, past = np.array([ids for ids, _ in rows], np.int64), None
         new, ended = text, np.zeros(len(rows), bool)

@@ -153,7 +153,7 @@ class GraphSession:
         Args:
             input_ids: int64 (batch, new), no padding.
             past: the cache of the call before, None at the first one.
-            adapter: tensors of `to_device`.
+            adapter: tensors of `adapters`.
         """
         batch, new = input_ids.shape
         names = {item.name: item for item in self._inputs}

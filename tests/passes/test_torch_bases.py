@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluators.package_model import PackageModel
+from passes.merge import merge_adapter
 from passes.package import write_package
 from runtime.errors import PackageError
 from runtime.model import MultiAdapterModel
@@ -100,6 +102,15 @@ def test_a_package_of_gpt2_classifies_and_generates(tmp_path: Path) -> None:
         list(model.tokens([5] * 128, None))
 
 
+def test_merging_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """GPT-2 keeps weights (in, out): its square attn.c_proj would be merged the wrong way round without an error."""
+    base, _, package = save_package(tmp_path, "gpt2", {})
+    source = save_adapter(tmp_path / "square", base, "gpt2", target_modules=r".*\.attn\.c_proj")
+    with pytest.raises(PackageError, match="its base is a GPT2LMHeadModel; merging is for the bases that"):
+        merge_adapter(package, str(source), base, tmp_path / "merged", "square", {"labels": LABELS})
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_package_of_bert_classifies_and_writes_nothing(tmp_path: Path) -> None:
     base, sources, package = save_package(tmp_path, "bert", {"mood": "classification"})
     model = MultiAdapterModel.load(package)
@@ -108,6 +119,8 @@ def test_a_package_of_bert_classifies_and_writes_nothing(tmp_path: Path) -> None
     for text, logits in zip(SENTENCES[:5], found, strict=True):
         wanted = expected_classes(base, "bert", sources["mood"], model.tokenizer.encode(text).ids, 0)
         np.testing.assert_allclose(logits, wanted, atol=1e-4)
+    rows = [model.tokenizer.encode(text).ids for text in SENTENCES[:5]]
+    np.testing.assert_array_equal(PackageModel(package).class_logits(rows, "mood", batch_size=5), found)
     for call in (lambda: model.generate("Count"), lambda: model.logits(np.array([[3, 4]]))):
         with pytest.raises(PackageError, match="is an encoder: it classifies, and writes no text"):
             call()

@@ -264,6 +264,19 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         lambda w, _: step(w, "export", adapter_precision="int4"),
         ["passes.export.adapter_precision is 'int4'; did you mean 'int8'? Valid: float, int8"],
     ),
+    "adapters in 8 bits beside a base that is not quantized": (
+        lambda w, _: step(w, "export", precision="fp32", adapter_precision="int8"),
+        ["passes.export.adapter_precision is 'int8', but precision is 'fp32', which rounds nothing; take float"],
+    ),
+    "blocks that an algorithm cannot store": (
+        lambda w, _: step(w, "export", precision="int4", quantization={"algorithm": "k_quant", "block_size": 64}),
+        [
+            "passes.export: quantization: k_quant cannot store zero points for 1 blocks, an odd number (config.json: "
+            "hidden_size is 64, block_size is 64); take another block_size, or algorithm 'default'",
+            "passes.export: quantization: k_quant cannot store zero points for 1 blocks, an odd number (config.json: "
+            "num_attention_heads * head_dim is 64, block_size is 64); take another block_size, or algorithm 'default'",
+        ],
+    ),
     "unknown quantization key": (
         lambda w, _: step(w, "export", precision="int4", quantization={"blok_size": 32}),
         [
