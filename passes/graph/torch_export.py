@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from passes.base_model import load_base
+from passes.base_model import load_base, load_tokenizer
 from passes.graph.quantize import quantize_graph
 from passes.graph.silence import silence
 from runtime.errors import OlivalError
@@ -102,6 +102,8 @@ def export_base(folder: Path, out: Path, precision: str, options: dict[str, Any]
     for name in KEPT_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    if not (out / "tokenizer.json").is_file():  # older BERTs have a vocab.txt alone, and the runtime wants this file
+        load_tokenizer(folder).save_pretrained(out)
     return modules
 
 
