@@ -13,8 +13,6 @@ import numpy as np
 
 # a percentile p needs samples on both sides of it: p50 from 5, p90 from 20 (two samples above it)
 LEAST_SAMPLES = {50: 5, 90: 20}
-SCORES = (*(f"{kind}_p{p}_ms" for kind in ("ttft", "tpot") for p in LEAST_SAMPLES), "tokens_per_second")
-CLASSIFY_SCORES = tuple(f"classify_p{p}_ms" for p in LEAST_SAMPLES)
 
 
 def generation_latencies(

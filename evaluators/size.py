@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SCORES = ("bytes",)
-
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of every file below `folder`."""

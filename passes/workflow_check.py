@@ -233,11 +233,21 @@ def _check_metrics(engine: Any, ours: list[tuple[str, Any]], base: Path | None) 
     evaluator = engine.evaluator
     if evaluator is None or base is None:
         return []
-    from evaluators.workspace_evaluator import EVALUATOR_TYPE, check_metrics
+    from evaluators.workspace_evaluator import EVALUATOR_TYPE, LATENCY_OPTIONS, check_metrics
+    from passes.base_model import context_length, is_encoder
 
     if evaluator.type != EVALUATOR_TYPE:
         return []
     problems = check_metrics(evaluator, tasks_of(ours))
+    context = context_length(base)
+    for metric in evaluator.metrics if context and not problems else []:
+        options = LATENCY_OPTIONS | (evaluator.type_args.get("metric_options") or {}).get(metric.name, {})
+        tokens = options["prompt_tokens"] + (0 if is_encoder(base) else options["new_tokens"])
+        if metric.type == "latency" and tokens > context:
+            problems.append(
+                f"evaluator.metrics.{metric.name}: prompt_tokens and new_tokens are {tokens} together, but the base's "
+                f"context is {context}"
+            )
     if engine.evaluate_input_model:
         problems.append("evaluate_input_model: must be false, every table shows the base beside its adapters")
     return problems

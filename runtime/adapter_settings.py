@@ -30,7 +30,8 @@ def checked_settings(
         name: of the adapter, for messages.
         given: some of SETTINGS; what is None, or not among them, counts as not given.
         classes: of the adapter's head; None without one.
-        base: entry of the manifest; says which token the graph pools, and whether the base writes text.
+        base: entry of the manifest; says which token the graph pools, whether the base writes text, and how long a
+            text it takes.
 
     Raises:
         PackageError: all problems at once, each naming key and value.
@@ -70,6 +71,8 @@ def checked_settings(
         value = settings[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):
             problems.append(f"{key} is {reprlib.repr(value)}, but must be a whole number of tokens, at least 1")
+        elif value is not None and (context := base.get("context_length")) and value > context:
+            problems.append(f"{key} is {value}, but the base's context is {context}")
     if not isinstance(settings["metrics"], dict):
         problems.append(f"metrics is {reprlib.repr(settings['metrics'])}, but must be an object")
     problems += check_template(settings["template"])

@@ -27,6 +27,7 @@ MEANING_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
 )
 

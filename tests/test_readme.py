@@ -66,7 +66,7 @@ def test_every_extra_that_users_install_is_resolved_for_its_platforms() -> None:
     assert set(platforms) == set(extras) - {"test"}
 
 
-@pytest.mark.parametrize("package", ["data", "evaluators", "passes", "runtime"])
+@pytest.mark.parametrize("package", ["benchmark", "data", "evaluators", "passes", "runtime"])
 def test_packages_are_listed(package: str) -> None:
     tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     listed = set(tools["setuptools"]["packages"])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from passes.graph.checks import check_precision as check_precision
 from passes.graph.genai_builder import run_genai_builder
 from passes.graph.head_padding import head_layout, save_padded
 from passes.graph.quantize import quantize_graph
-from runtime.errors import OlivalError
+from passes.graph.silence import silence
 
 # With these a tied embedding reads the quantized lm_head; with the others it is a float table of its own, because the
 # builder gives their lm_head a name that its embedding does not find.
@@ -56,7 +52,7 @@ def build_base(
     out_folder.mkdir(parents=True, exist_ok=True)
     layout = head_layout(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     try:
-        with _silence(f"exporting {folder.name} at {precision} for {execution_provider}"):
+        with silence(f"exporting {folder.name} at {precision} for {execution_provider}"):
             if layout is not None:
                 save_padded(folder, layout, work / "padded")
                 folder = work / "padded"
@@ -113,18 +109,3 @@ def _set_threads(path: Path, threads: int) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model"]["decoder"]["session_options"] |= {"intra_op_num_threads": threads, "log_severity_level": 3}
     path.write_text(json.dumps(config, indent=4), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _silence(what: str) -> Iterator[None]:
-    """Keeps what the builder prints and logs; the end of it is shown when it fails."""
-    printed = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            yield
-    except Exception as error:  # whatever the builder, transformers or onnx raise
-        raise OlivalError(f"{what} failed: {type(error).__name__}: {error}\n{printed.getvalue()[-2000:]}") from error
-    finally:
-        logging.disable(disabled)

@@ -5,12 +5,7 @@ The graph has no key-value cache: classification needs none, and generation comp
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +13,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from passes.base_model import load_base
+from passes.base_model import load_base, load_tokenizer
 from passes.graph.quantize import quantize_graph
+from passes.graph.silence import silence
 from runtime.errors import OlivalError
 
 OPSET = 18  # has LayerNormalization as one node; MatMulNBits and every onnxruntime of this workspace go with it
@@ -91,7 +87,7 @@ def export_base(folder: Path, out: Path, precision: str, options: dict[str, Any]
     work = out / "export-work"
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with _silence(f"exporting {folder.name} with torch"):
+        with silence(f"exporting {folder.name} with torch"):
             model: Any = load_base(folder).to("cpu")
             model.set_attn_implementation("eager")
             modules = _linear_to_projection(model)
@@ -106,6 +102,8 @@ def export_base(folder: Path, out: Path, precision: str, options: dict[str, Any]
     for name in KEPT_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    if not (out / "tokenizer.json").is_file():  # older BERTs have a vocab.txt alone, and the runtime wants this file
+        load_tokenizer(folder).save_pretrained(out)
     return modules
 
 
@@ -172,19 +170,3 @@ def _name_nodes(graph: Any, modules: list[str]) -> None:
     if missing or logits:
         lost = [*missing.values(), *(["/lm_head/MatMul"] if logits else [])]
         raise OlivalError(f"torch's exporter gave no MatMul with a constant weight for {', '.join(lost)}")
-
-
-@contextlib.contextmanager
-def _silence(what: str) -> Iterator[None]:
-    """Keeps what the exporter prints and logs; the end of it is shown when it fails."""
-    printed = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:  # whatever torch, transformers or onnx raise
-        raise OlivalError(f"{what} failed: {type(error).__name__}: {error}\n{printed.getvalue()[-2000:]}") from error
-    finally:
-        logging.disable(disabled)

@@ -126,6 +126,16 @@ def test_a_package_of_bert_classifies_and_writes_nothing(tmp_path: Path) -> None
             call()
 
 
+def test_a_base_with_vocab_txt_alone_gets_a_tokenizer_json(tmp_path: Path) -> None:
+    base = save_torch_model(tmp_path / "base", "bert")
+    (base / "tokenizer.json").unlink()
+    (base / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nlamp\n##s\n", encoding="utf-8")
+    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+    target: dict[str, Any] = {"precision": "fp32", "execution_provider": "cpu", "threads": 2}
+    write_package(tmp_path / "package", base_path=base, adapter_folders={}, name="tiny", **target)
+    assert MultiAdapterModel.load(tmp_path / "package").tokenizer.encode("The lamps").ids == [2, 5, 6, 7, 3]
+
+
 def run(folder: Path, content: dict[str, Any]) -> MultiAdapterModel:
     file = folder / "workflow.json"
     file.write_text(json.dumps(content), encoding="utf-8")

@@ -138,6 +138,19 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "Valid: bfloat16, float16, float32",
         ],
     ),
+    "texts longer than the context": (
+        lambda w, _: data(w, "mood_validation", "pre_process_data_config").update(max_length=129),
+        [
+            "passes.mood.validation_data_config: max_length is 129, but the base's context is 128",
+            "evaluator.metrics.mood.data_config: max_length is 129, but the base's context is 128",
+        ],
+    ),
+    "a timed prompt longer than the context": (
+        lambda w, _: w["evaluators"]["all"]["metric_options"]["latency"].update(prompt_tokens=100, new_tokens=29),
+        [
+            "evaluator.metrics.latency: prompt_tokens and new_tokens are 129 together, but the base's context is 128",
+        ],
+    ),
     "required option": (
         lambda w, _: w["passes"]["story"].pop("train_data_config"),
         ["passes.story.train_data_config: is required"],

@@ -249,6 +249,7 @@ def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
         (["add", "P", "new", "HEAD", "--labels", "a,a"], "labels must differ"),
         (["add", "P", "new", "SOURCE", "--template", "{} {b}"], "plain names"),
         (["add", "P", "new", "SOURCE", "--template", "{a", "--max-length", "0"], "max_length is 0"),
+        (["add", "P", "new", "SOURCE", "--max-length", "129"], "max_length is 129, but the base's context is 128"),
         (["add", "P", "new", "WIDE"], "but the base takes [64, r]"),
         (["add", "P", "new", "FOREIGN"], "made for another base"),
         (["drop", "P", "moodd"], "did you mean 'mood'"),
