@@ -63,10 +63,7 @@ DATA_SETS: dict[str, tuple[dict[str, int], Any]] = {
     "xxyyzzz/phrase_classification": ({"train": 40}, lambda i: {"phrase": _text(i), "tone": ["joy", "anger"][i % 2]}),
 }
 RECIPES = sorted(f for f in (REPOSITORY / "workflows").glob("*/*.json") if f.stem in ("cpu", "cuda", "directml"))
-# each takes about ten seconds; of the fast ones plain onnxruntime runs the first, onnxruntime-genai the second
-FAST = ("sentiment_pt-cpu", "tone_and_quotes-cpu")
-IDS = [f"{f.parent.name}-{f.stem}" for f in RECIPES]
-RUNS = [pytest.param(f, id=i, marks=[pytest.mark.slow] * (i not in FAST)) for f, i in zip(RECIPES, IDS, strict=True)]
+RUNS = [pytest.param(file, id=f"{file.parent.name}-{file.stem}") for file in RECIPES]
 
 
 def _text(number: int) -> str:
@@ -140,6 +137,7 @@ def test_every_recipe_is_here() -> None:
     assert used == set(MODELS)
 
 
+@pytest.mark.slow  # each takes ten seconds or more
 @pytest.mark.parametrize("recipe", RUNS)
 def test_recipe_runs(recipe: Path, hub: Path, tmp_path: Path) -> None:
     manifest = run(recipe, hub, tmp_path)

@@ -401,12 +401,13 @@ def test_bare_safetensors_with_names_of_peft_need_their_configuration(tmp_path: 
         slot_tensors(tmp_path / "a.safetensors", SLOTS, 8)
 
 
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_files(tmp_path: Path, count: int) -> None:
     """In one process of its own, whose exit code tells of a crash or a hang; every file is refused in words or read."""
-    command = [sys.executable, "-m", "tests.runtime.fuzz_adapters", "10000", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.runtime.fuzz_adapters", str(count), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
-    assert result["refused"] + result["read"] == 10_000
-    assert result["refused"] > 7_000 and result["read"] > 500  # the damages damage, and not everything is refused
-    assert len(result["kinds"]) > 25 and min(result["kinds"].values()) > 20
+    assert result["refused"] + result["read"] == count
+    assert result["refused"] > 0.7 * count and result["read"] > 0.05 * count  # not everything is refused
+    assert len(result["kinds"]) > 25 and min(result["kinds"].values()) > 0.002 * count
