@@ -96,7 +96,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise PackageError(f"{path}: has {len(entries)} tensors, but at most {_MAX_TENSORS} are taken")
     tensors: dict[str, np.ndarray] = {}
     problems = []
-    for name, entry in entries:
+    for name, entry in sorted(entries, key=lambda item: item[0]):
         data, kind = bytes(entry["data"]), entry["dtype"]
         try:
             if not name.isprintable() or len(name) > MAX_NAME:

@@ -60,7 +60,7 @@ class TextGenerator:
             try:
                 return str(self._chat_tokenizer.apply_chat_template(text, add_generation_prompt=True))
             except Exception as error:  # the binding raises RuntimeError with the template engine's own words
-                raise PackageError(f"the tokenizer's chat template cannot be applied: {error}") from error
+                raise PackageError(f"the base's chat template is missing or cannot be applied: {error}") from error
 
     def runs(self, lengths: Sequence[int], options: GenerationOptions, batch_size: int) -> list[list[int]]:
         """Divides rows, by the lengths of their prompts, into runs in which each is computed as if it were alone.

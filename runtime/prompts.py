@@ -73,7 +73,7 @@ def fill(template: str, value: Text) -> str:
         value = dict.fromkeys(names, value)
     if missing := [name for name in names if name not in value]:
         raise PackageError(
-            f"template {template!r} also takes {', '.join(missing)}; given: {', '.join(map(str, value)) or 'nothing'}"
+            f"template {template!r} needs {', '.join(missing)}; given: {', '.join(map(str, value)) or 'nothing'}"
         )
     return "".join(literal + (str(value[name]) if name else "") for literal, name, _, _ in parts)
 
