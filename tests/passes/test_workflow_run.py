@@ -234,6 +234,7 @@ def test_a_bad_option_fails_before_anything_runs(finished: Finished) -> None:
     assert error.count("\n") == 0 and stdout == ""
 
 
+@pytest.mark.slow  # tests/passes/test_certificate.py tests the same without Olive
 def test_a_failing_parity_leaves_the_package(finished: Finished) -> None:
     content = finished.olive.workflow()
     content["passes"]["export"]["parity"] = {"fp32_max_abs_difference": 1e-30, "mean_abs_difference": 1e-31}
@@ -248,6 +249,7 @@ def test_a_failing_parity_leaves_the_package(finished: Finished) -> None:
     assert "Written to" not in stdout
 
 
+@pytest.mark.slow  # tests/passes/test_certificate.py tests the same without Olive
 def test_a_package_for_a_target_that_is_not_here(finished: Finished) -> None:
     """The same adapters for CUDA: nothing is trained again, the graph is compared on the CPU, a goal stays open."""
     import onnxruntime
