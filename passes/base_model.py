@@ -50,8 +50,12 @@ def base_name(folder: Path) -> str:
 
 def is_encoder(folder: Path) -> bool:
     """Whether a base only reads, so that it takes classification adapters alone."""
+    return _model_type(folder) in ENCODERS
+
+
+def _model_type(folder: Path) -> str | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("model_type") in ENCODERS
+    return config.get("model_type")
 
 
 def pooling_of(model_type: str) -> str:
@@ -76,10 +80,10 @@ def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The auto class for a base, and what it is to be given: encoders come without heads and pooler."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    if not is_encoder(folder):
+    model_type = _model_type(folder)
+    if model_type not in ENCODERS:
         return AutoModelForCausalLM, {}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    has_pooler = config["model_type"] in ("bert", "roberta", "xlm-roberta")
+    has_pooler = model_type in ("bert", "roberta", "xlm-roberta")
     return AutoModel, {"add_pooling_layer": False} if has_pooler else {}
 
 

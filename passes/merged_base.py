@@ -15,7 +15,7 @@ from runtime.adapter_names import FITS, OTHER_BASE, REPAIRED, UNUSABLE, finding,
 from runtime.adapter_source import Source
 from runtime.conversion import PACKS, refusal
 from runtime.errors import PackageError
-from runtime.head_sizes import narrow_heads
+from runtime.head_sizes import narrow_heads, own_parts
 from runtime.lora_quantization import ZERO_POINT
 from runtime.peft_config import meaning_problems, scale
 
@@ -53,10 +53,7 @@ def changes_from_slots(
     Args:
         weights: names of the base's weights. Where it keeps q, k and v in one, or gate and up, so does the change.
     """
-    sizes: dict[str, int] = {}
-    for slot, entry in slots.items():
-        _, parts = narrow_heads((np.zeros((entry["in"], 0)), np.zeros((0, entry["out"]))), entry)
-        sizes |= {f"{_parent(slot)}.{part}": size for part, size in parts.items()}
+    sizes = {f"{_parent(slot)}.{part}": size for slot in slots for part, size in own_parts(slot, slots).items()}
     changes: dict[str, Change] = {}
     for slot, entry in slots.items():
         if f"{slot}.lora_A.weight" not in tensors:
@@ -64,9 +61,9 @@ def changes_from_slots(
         a, b = (tensors[f"{slot}.lora_{half}.weight"][0].astype(np.float32) for half in "AB")
         if entry.get("a_dtype") == "uint8":
             a -= ZERO_POINT
-        (a, b), parts = narrow_heads((a, b), entry)
+        a, b = narrow_heads((a, b), entry)
         parent, first = _parent(slot), 0
-        for part, size in parts.items():
+        for part, size in own_parts(slot, slots).items():
             block = b[:, first : first + size]
             first += size
             used = block.any(axis=1)

@@ -156,10 +156,10 @@ def _place_module(
     if "lora_magnitude_vector" in module.parts and not (source.config or {}).get("use_dora"):
         return told(UNUSABLE, "a DoRA magnitude, but use_dora is not true")
     raw_a, raw_b = module.parts["lora_A"][1], module.parts["lora_B"][1]
-    size_in, size_out = own_sizes(places, slots)
-    widen = "heads" in slots[places[0][0]]
-    if widen and source.config is None and graph_sizes(places, slots) == (raw_a.shape[-2], raw_b.shape[-1]):
-        widen, (size_in, size_out) = False, graph_sizes(places, slots)  # a file in slot form has the graph's heads
+    # a file in slot form has the graph's heads already, which may be wider than the base's own
+    in_slot_form = source.config is None and graph_sizes(places, slots) == (raw_a.shape[-2], raw_b.shape[-1])
+    sizes = graph_sizes if in_slot_form else own_sizes
+    size_in, size_out = sizes(places, slots)
     a, a_turned = oriented(raw_a, module.peft, size_in, 0)
     b, b_turned = oriented(raw_b, module.peft, size_out, 1)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != size_in or b.shape[1] != size_out or a.shape[1] != b.shape[0]:
@@ -177,13 +177,13 @@ def _place_module(
             b = b * np.float32(factor)
     start = 0
     for slot, part in places:
-        size = own_sizes([(slot, part)], slots)[1] if widen or len(places) > 1 else size_out
+        size = sizes([(slot, part)], slots)[1]
         if part in placed.setdefault(slot, {}) or (placed[slot] and (part is None or None in placed[slot])):
             return told(UNUSABLE, f"slot {slot} is taken by another tensor of this adapter")
         block = b[:, start : start + size]
         used = block.any(axis=1) if len(places) > 1 else np.ones(len(block), bool)
         pair = (a[:, used], block[used])
-        placed[slot][part] = widen_heads(part, pair, slots[slot]) if widen else pair
+        placed[slot][part] = pair if in_slot_form else widen_heads(part, pair, slots[slot])
         start += size
     target = ", ".join(slot if part in (None, slot.rpartition(".")[2]) else f"{slot} ({part})" for slot, part in places)
     findings = []

@@ -71,14 +71,7 @@ class TextGenerator:
         """
         if options.guide or options.repetition_penalty != 1:
             batch_size = 1
-        runs: list[list[int]] = []
-        for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            fits = lengths[row] + options.max_new_tokens <= self.context_length
-            if runs and len(runs[-1]) < batch_size and (fits or lengths[row] == lengths[runs[-1][0]]):
-                runs[-1].append(row)
-            else:
-                runs.append([row])
-        return runs
+        return divide(lengths, batch_size, longest_mixed=self.context_length - options.max_new_tokens)
 
     def steps(
         self, rows: Sequence[tuple[Sequence[int], AdapterFile | None]], options: GenerationOptions
@@ -152,6 +145,21 @@ class TextGenerator:
             except RuntimeError:
                 self._guides = True
         return self._guides
+
+
+def divide(lengths: Sequence[int], batch_size: int, longest_mixed: int) -> list[list[int]]:
+    """Row numbers in runs of at most `batch_size`, from the shortest prompt to the longest.
+
+    A prompt of more than `longest_mixed` tokens goes into a run with others of its length only.
+    """
+    runs: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        mixes = lengths[row] <= longest_mixed
+        if runs and len(runs[-1]) < batch_size and (mixes or lengths[row] == lengths[runs[-1][0]]):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
 
 
 def _first(error: Exception) -> str:

@@ -25,22 +25,31 @@ def graph_sizes(places: Sequence[Place], slots: Slots) -> tuple[int, int]:
 def own_sizes(places: Sequence[Place], slots: Slots) -> tuple[int, int]:
     """Inputs and outputs of the base's own projection; as in the graph, unless that has widened the heads."""
     size_in, size_out = graph_sizes(places, slots)
-    if heads := slots[places[0][0]].get("heads"):
-        if places[0][0].endswith(".o_proj"):
+    first = slots[places[0][0]]
+    if heads := first.get("heads"):
+        if "o_proj" in first["parts"]:
             return size_in // heads["padded_size"] * heads["size"], size_out
         size_out = size_out // heads["padded_size"] * heads["size"]
     return size_in, size_out
 
 
+def own_parts(name: str, slots: Slots) -> dict[str, int]:
+    """Outputs of the base's own projections in a slot, by part."""
+    return {part: own_sizes([(name, part)], slots)[1] for part in slots[name]["parts"]}
+
+
 def widen_heads(part: str | None, pair: Pair, slot: Mapping[str, Any]) -> Pair:
-    """The pair of a projection for the widened heads of the graph.
+    """The pair of a projection for the heads of the graph: as it is where they are the base's own.
 
     Args:
         part: one of the slot's parts, or None for a pair that covers all of them (Phi-3 packs q, k and v).
         pair: as it was trained: A (in, r), B (r, out) of the base's own sizes.
-        slot: its "heads" are {"size", "padded_size", "positions" of the own values in a widened head, "scale" by part}.
+        slot: its "heads", if it has them, are {"size", "padded_size", "positions" of the own values in a widened
+            head, "scale" by part}.
     """
-    heads = slot["heads"]
+    heads = slot.get("heads")
+    if heads is None:
+        return pair
 
     def widen(value: np.ndarray) -> np.ndarray:  # (heads * size, r)
         split = value.reshape(-1, heads["size"], value.shape[1])
@@ -57,11 +66,11 @@ def widen_heads(part: str | None, pair: Pair, slot: Mapping[str, Any]) -> Pair:
     return a, b * scale.astype(np.float32)
 
 
-def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> tuple[Pair, dict[str, int]]:
-    """The reverse of `widen_heads`, for a pair that covers the slot: the pair, and the outputs of each part."""
+def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> Pair:
+    """The reverse of `widen_heads`, for a pair that covers the slot."""
     heads = slot.get("heads")
     if heads is None:
-        return pair, dict(slot["parts"])
+        return pair
 
     def narrow(value: np.ndarray) -> np.ndarray:  # (heads * padded_size, r)
         wide = value.reshape(-1, heads["padded_size"], value.shape[1])
@@ -69,7 +78,6 @@ def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> tuple[Pair, dict[str, i
 
     a, b = pair
     if "o_proj" in slot["parts"]:
-        return (narrow(a), b), dict(slot["parts"])
-    parts = {part: size // heads["padded_size"] * heads["size"] for part, size in slot["parts"].items()}
-    scale = np.repeat([heads["scale"].get(part, 1.0) for part in parts], list(parts.values()))
-    return (a, narrow(b.T).T / scale.astype(np.float32)), parts
+        return narrow(a), b
+    scale = np.repeat([heads["scale"].get(part, 1.0) for part in slot["parts"]], list(slot["parts"].values()))
+    return a, narrow((b / scale.astype(np.float32)).T).T

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.adapter_file import HEAD
 from runtime.errors import PackageError
-from runtime.generation import TextGenerator
+from runtime.generation import TextGenerator, divide
 from runtime.options import GenerationOptions
 from runtime.session import GraphSession
 from runtime.stacking import AdapterFile
@@ -46,13 +46,7 @@ class PlainGenerator:
 
     def runs(self, lengths: Sequence[int], options: GenerationOptions, batch_size: int) -> list[list[int]]:
         """Divides rows into runs without padding: prompts of one length go together."""
-        runs: list[list[int]] = []
-        for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            if runs and len(runs[-1]) < batch_size and lengths[row] == lengths[runs[-1][0]]:
-                runs[-1].append(row)
-            else:
-                runs.append([row])
-        return runs
+        return divide(lengths, batch_size, longest_mixed=0)
 
     def steps(
         self, rows: Sequence[tuple[Sequence[int], AdapterFile | None]], options: GenerationOptions

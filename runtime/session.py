@@ -131,17 +131,23 @@ class GraphSession:
     ) -> np.ndarray:
         feed: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask}
         feed |= {name: value for name, value in extra.items() if name in self._optional}
-        for item in self._inputs:
-            if item.name.startswith("past_key_values"):
-                dtype = np.float16 if item.type == "tensor(float16)" else np.float32
-                feed[item.name] = np.zeros((len(ids), item.shape[1], 0, item.shape[3]), dtype)
-            elif item.name == "position_ids":
-                feed[item.name] = np.ascontiguousarray(
-                    np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
-                )
+        if any(item.name == "position_ids" for item in self._inputs):
+            positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
+            feed["position_ids"] = np.ascontiguousarray(positions)
+        feed |= self._empty_cache(len(ids))
         values = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in feed.items()}
         result = self._session.run_with_ort_values([output], {**values, **adapter})[0]
         return result.numpy().astype(np.float32, copy=False)
+
+    def _empty_cache(self, batch: int) -> dict[str, np.ndarray]:
+        """Keys and values of no tokens, by input name; empty where the graph has no cache."""
+        return {
+            item.name: np.zeros(
+                (batch, item.shape[1], 0, item.shape[3]), np.float16 if item.type == "tensor(float16)" else np.float32
+            )
+            for item in self._inputs
+            if item.name.startswith("past_key_values.")
+        }
 
     def next_logits(
         self, input_ids: np.ndarray, past: Mapping[str, Any] | None, adapter: Mapping[str, Any]
@@ -156,18 +162,15 @@ class GraphSession:
             adapter: tensors of `adapters`.
         """
         batch, new = input_ids.shape
-        names = {item.name: item for item in self._inputs}
+        names = [item.name for item in self._inputs]
         keys = [name for name in names if name.startswith("past_key_values.")]
         if not keys:
             text = input_ids if past is None else np.concatenate([past["ids"], input_ids], axis=1)
             last = {"logits_positions": np.array([-1], np.int64)}
             return self._run("logits", text, np.ones_like(text), adapter, last)[:, -1], {"ids": text}
         if past is None:
-            past = {}
-            for name in keys:
-                dtype = np.float16 if names[name].type == "tensor(float16)" else np.float32
-                past[name] = np.zeros((batch, names[name].shape[1], 0, names[name].shape[3]), dtype)
-            past = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in past.items()}
+            empty = self._empty_cache(batch)
+            past = {k: onnxruntime.OrtValue.ortvalue_from_numpy(v) for k, v in empty.items()}
         length = past[keys[0]].shape()[2]
         feed = {
             "input_ids": input_ids,
