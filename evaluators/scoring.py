@@ -39,10 +39,9 @@ def quality_columns(
     else:
         examples = encode_generation(subjects.torch.tokenizer, data)
         measured = {
-            name: {"perplexity": perplexity(partial(model.logits, adapter=adapter), examples)}
-            for name, model in subjects.models().items()
+            name: {"perplexity": perplexity(model, examples, adapter)} for name, model in subjects.models().items()
         }
-        base = perplexity(partial(subjects.torch.logits, adapter=None), examples)
+        base = perplexity(subjects.torch, examples, None)
         measured["base"] = {"perplexity": base}
     for score in measured["pytorch"]:
         columns[score] = {c: measured.get(c, {}).get(score) for c in ("base", "pytorch", "package", "tfidf")}
