@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from evaluators.token_scores import Scores, check_finite, log_probabilities, score_rows
 from runtime.model import MultiAdapterModel
 
 
@@ -33,8 +37,34 @@ class PackageModel:
         return self.runtime.logits(input_ids, attention_mask, adapter)
 
     def class_logits(self, rows: list[list[int]], adapter: str, batch_size: int = 16) -> np.ndarray:
-        """Class logits float32 (rows, classes) of token id lists."""
-        return self.runtime.class_logits(rows, adapter, batch_size)
+        """Class logits float32 (rows, classes) of token id lists.
+
+        Raises OlivalError, naming adapter and row, when one is not finite.
+        """
+        return check_finite(self.runtime.class_logits(rows, adapter, batch_size), adapter)
+
+    def token_scores(
+        self, rows: Sequence[Sequence[int]], adapter: str | None, starts: Sequence[int], batch_size: int = 16
+    ) -> list[Scores]:
+        """Log-probabilities of the tokens from `starts[i]` on, given all before; see `token_scores.score_rows`."""
+        vocabulary = int(self.runtime.manifest["base"]["vocab_size"])
+        selected = partial(_selected_logits, self.runtime, adapter)
+        return score_rows(rows, starts, batch_size, vocabulary, selected, log_probabilities, adapter)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapter: str | None,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        batch_size: int = 16,
+    ) -> list[str]:
+        """Greedy text after each prompt's ids, without special tokens, ended by end-of-text or before a stop string.
+
+        Raises PackageError for an unknown adapter or one that classifies, and for a prompt that fills the context.
+        """
+        rows = [(prompt, adapter) for prompt in prompts]
+        return self.runtime.complete(rows, max_new_tokens, batch_size, stop=list(stop))
 
     def stream(self, prompt: list[int], adapter: str | None, new_tokens: int) -> Iterator[int]:
         """Greedy decoding; yields exactly `new_tokens` ids, end-of-text does not stop it.
@@ -42,3 +72,27 @@ class PackageModel:
         Not `runtime.stream`: a piece of text may take several tokens, and time per token would look too long.
         """
         return self.runtime.tokens(prompt, adapter, new_tokens, stop_at_eos=False)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the base takes; None where it has no such limit."""
+        return self.runtime.context_length
+
+    def encode(self, text: str, special: bool | None = None) -> list[int]:
+        """Ids of a text; `special` adds special tokens or not, None does what the tokenizer does."""
+        return list(self.runtime.tokenizer.encode(text, add_special_tokens=special is not False).ids)
+
+    def special_token(self, which: str) -> tuple[str, int] | None:
+        """Text and id of the tokenizer's "bos" or "eos" token, None where it has none."""
+        path = self.runtime.folder / "tokenizer_config.json"
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        token = config.get(f"{which}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        number = self.runtime.tokenizer.token_to_id(text) if isinstance(text, str) else None
+        return None if number is None else (text, number)
+
+
+def _selected_logits(
+    runtime: MultiAdapterModel, adapter: str | None, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    return runtime.logits(ids, mask, adapter, positions)

@@ -96,6 +96,11 @@ class MultiAdapterModel:
         """Adapters by name, each with its entry of the manifest: task, labels, rank, template and so on."""
         return dict(self.manifest["adapters"])
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the base takes, prompt and answer together."""
+        return self._context_length
+
     def add_adapter(self, name: str, path: str | Path, replace: bool = False, **settings: Any) -> dict[str, Any]:
         """Adds an adapter to the package and makes it usable at once; the base stays loaded, other calls go on.
 
@@ -187,18 +192,36 @@ class MultiAdapterModel:
         Raises:
             PackageError: as in `stream`; one error names all requests that cannot be met, before anything is computed.
         """
-        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
-        _check_batch_size(batch_size)
-        adapters = [adapter for _, adapter in requests]
-        with self._users.using(adapters):
+        with self._users.using(adapter for _, adapter in requests):
             self._check_writes()
             ids = _for_each(requests, self._encode_checked)
-            texts = [TextStream(self.tokenizer, chosen.stop) for _ in requests]
-            runs = self._engine().runs([len(row) for row in ids], chosen, batch_size) if requests else []
+            rows = [(row, adapter) for row, (_, adapter) in zip(ids, requests, strict=True)]
+            return self.complete(rows, max_new_tokens, batch_size, **options)
+
+    def complete(
+        self,
+        rows: Sequence[tuple[Sequence[int], str | None]],
+        max_new_tokens: int = 128,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[str]:
+        """`generate_batch` for prompts that are token ids already, which `encode_prompt` makes.
+
+        Raises:
+            PackageError: unknown adapter, one for classification, a bad option, or a prompt that fills the context.
+        """
+        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        _check_batch_size(batch_size)
+        adapters = [adapter for _, adapter in rows]
+        with self._users.using(adapters):
+            self._check_writes()
+            _for_each(rows, self._check_row)
+            texts = [TextStream(self.tokenizer, chosen.stop) for _ in rows]
+            runs = self._engine().runs([len(ids) for ids, _ in rows], chosen, batch_size) if rows else []
             for run in runs:
                 run = sorted(run, key=lambda i: adapters[i] or "")  # equal mixtures of adapters then share one stack
                 going = set(run)
-                with closing(self._steps([(ids[i], adapters[i]) for i in run], chosen)) as steps:
+                with closing(self._steps([rows[i] for i in run], chosen)) as steps:
                     for tokens in steps:
                         for i, token in zip(run, tokens, strict=True):
                             if i in going and token >= 0:
@@ -248,15 +271,22 @@ class MultiAdapterModel:
         return np.stack(logits) if logits else np.zeros((0, len(labels)), np.float32)
 
     def logits(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, adapter: str | None = None
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        adapter: str | None = None,
+        positions: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right."""
+        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right.
+
+        With `positions`, int64 (count,), only those of each row are computed: (batch, count, vocab).
+        """
         self._check_writes()
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         with self._users.using([adapter]):
             tensors = self._graph().adapters([self._file(adapter)])
-            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD})
+            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD}, positions)
 
     def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
@@ -281,10 +311,8 @@ class MultiAdapterModel:
         chosen = read_options({"max_new_tokens": max_new_tokens, **options})
         if chosen.stop:
             raise PackageError("stop ends texts; `tokens` gives ids, stop reading them where they shall end")
-        if adapter is not None:
-            self._entry(adapter, "generation")
         self._check_writes()
-        self._check_length(ids)
+        self._check_row(ids, adapter)
         return (token for (token,) in self._steps([(ids, adapter)], chosen))
 
     def _stream(self, ids: Sequence[int], adapter: str | None, options: GenerationOptions) -> Iterator[str]:
@@ -316,6 +344,11 @@ class MultiAdapterModel:
         if not self.manifest["base"].get("generates", True):
             name = self.manifest["base"]["name"]
             raise PackageError(f"the base {name} is an encoder: it classifies, and writes no text")
+
+    def _check_row(self, ids: Sequence[int], adapter: str | None) -> None:
+        if adapter is not None:
+            self._entry(adapter, "generation")
+        self._check_length(ids)
 
     def _check_length(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) < self._context_length:
