@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.perturbations import PERTURBATIONS
+from evaluators.whole_words import fold, is_word
 from runtime.errors import ConfigError, DataError, nearest
 
 KEYS = ("id", "category", "language", "prompt", "pair", "required", "forbidden", "same", "perturb", "may_refuse")
@@ -119,8 +120,8 @@ def _problems(case: Mapping[str, Any]) -> list[str]:
     for key in ("required", "forbidden", "same"):
         problems += _word_problems(key, case.get(key, []))
     if not problems:
-        required = {word for entry in case.get("required", []) for word in _as_list(entry)}
-        both = sorted(required & set(case.get("forbidden", [])))
+        required = {fold(word) for entry in case.get("required", []) for word in _as_list(entry)}
+        both = sorted(required & {fold(word) for word in case.get("forbidden", [])})
         problems += [f"'{word}' is required and forbidden" for word in both]
     if not isinstance(case.get("may_refuse", False), bool):
         problems.append(f"may_refuse must be true or false, but is {_short(case['may_refuse'])}")
@@ -149,7 +150,9 @@ def _prompt_problems(case: Mapping[str, Any]) -> list[str]:
                 problems.append("pair: the two prompts have the same words")
             elif max(len(a), len(b)) > MOST_DIFFERING_WORDS:
                 text = f"{_short(' '.join(a))} and {_short(' '.join(b))}"
-                problems.append(f"pair: must differ in one place of at most {MOST_DIFFERING_WORDS} words, not in {text}")
+                problems.append(
+                    f"pair: must differ in one place of at most {MOST_DIFFERING_WORDS} words, not in {text}"
+                )
     perturb = case.get("perturb", [])
     if not isinstance(perturb, list):
         return [*problems, f"perturb must be a list of names, but is {_short(perturb)}"]
@@ -170,8 +173,7 @@ def _word_problems(key: str, words: object) -> list[str]:
         if not (choices := _as_list(entry)):
             problems.append(f"{key}[{i}] is an empty list of choices")
         for word in choices:
-            # what is left of a * at its end must start and end with a letter or digit, or no whole word can match
-            if not isinstance(word, str) or not re.fullmatch(r"\w(.*\w)?\*?", word, flags=re.DOTALL):
+            if not isinstance(word, str) or not is_word(word):
                 problems.append(f"{key}[{i}] must be a word, from its first letter to its last, but is {_short(word)}")
             else:
                 problems += _text_problems(f"{key}[{i}]", word)

@@ -1,16 +1,47 @@
-"""What asks a model the cases: functions from texts to answers, and from texts to labels, with the adapter's template."""
+"""How a model is asked: with the adapter's template, and so that one text that it refuses spoils no other's answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from evaluators.torch_model import TorchModel
-from runtime.errors import PackageError, nearest
+from runtime.errors import OlivalError, PackageError, ProviderError, nearest
 from runtime.prompts import fill
 
 Answer = Callable[[list[str]], list[str]]
 Classify = Callable[[list[str]], list[tuple[str, float]]]
+Result = TypeVar("Result")
+CHUNK = 64  # texts between two steps of the progress bar; models make batches of their own size from them
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In the place of an answer: the model raised an error of the workspace for this text."""
+
+    reason: str
+
+
+def ask(function: Callable[[list[str]], list[Result]], texts: Sequence[str], title: str) -> dict[str, Result | Refused]:
+    """What `function` gives for each text, asked once for equal ones and in the order of their length.
+
+    Where it raises an OlivalError the texts are halved until the ones that it refuses are found.
+
+    Raises:
+        ProviderError: the machine cannot run the model, whatever the text.
+        ValueError: the function gives more or fewer results than it was given texts.
+    """
+    from tqdm import tqdm
+
+    ordered = sorted(set(texts), key=lambda text: (len(text), text))
+    found: dict[str, Result | Refused] = {}
+    with tqdm(total=len(ordered), desc=title, unit="text", leave=False, disable=None) as bar:
+        for start in range(0, len(ordered), CHUNK):
+            chunk = ordered[start : start + CHUNK]
+            found |= zip(chunk, _ask(function, chunk), strict=True)
+            bar.update(len(chunk))
+    return found
 
 
 def package_answer(model: Any, adapter: str | None = None, max_new_tokens: int = 64) -> Answer:
@@ -54,11 +85,11 @@ def torch_classify(model: TorchModel, adapter: str) -> Classify:
 
     _check_adapter(model.info, adapter, "classification")
     entry = model.info[adapter]
+    length = entry["max_length"] or model.model.config.max_position_embeddings
 
     def classify(texts: list[str]) -> list[tuple[str, float]]:
         filled = [fill(entry["template"], text) for text in texts]
-        length, stride = entry["max_length"], entry["window_stride"]
-        documents = [encode_windows(model.tokenizer, text, length, stride) for text in filled]
+        documents = [encode_windows(model.tokenizer, text, length, entry["window_stride"]) for text in filled]
         logits = model.class_logits([ids for windows in documents for ids in windows], adapter)
         rows = aggregate_windows(logits, [len(windows) for windows in documents])
         found = [classification(row, entry) for row in rows]
@@ -74,3 +105,18 @@ def _check_adapter(adapters: dict[str, Any], adapter: str, task: str) -> None:
     if adapter not in fitting:
         found = adapters[adapter]["task"]
         raise PackageError(f"adapter '{adapter}' is for {found}, not for {task}; {nearest(adapter, fitting)}")
+
+
+def _ask(function: Callable[[list[str]], list[Result]], texts: list[str]) -> list[Result | Refused]:
+    try:
+        results = function(texts)
+    except ProviderError:
+        raise
+    except OlivalError as error:
+        if len(texts) == 1:
+            return [Refused(str(error))]
+        half = len(texts) // 2
+        return [*_ask(function, texts[:half]), *_ask(function, texts[half:])]
+    if len(results) != len(texts):
+        raise ValueError(f"the model gave {len(results)} answers to {len(texts)} texts")
+    return list(results)

@@ -21,7 +21,7 @@ VERY_LONG_CHARACTERS = 8000  # about 2,000 tokens: more than a classifier's max_
 EMOJI = ("📎", "🗓️", "✏️", "🧭", "📦", "🪑", "🔢", "☑️")
 WORDS_PER_EMOJI = 8
 SPACES = ("  ", "\t", "\n", "\u00a0")  # two blanks, tab, new line, no-break space
-# The letters that a finger hits by mistake: those to the left and right on a QWERTY keyboard, which Portuguese ones share
+# What a finger hits by mistake: the keys to the left and right on a QWERTY keyboard, the same on Portuguese ones
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 NEIGHBOURS = {row[i]: row[max(i - 1, 0) : i] + row[i + 1 : i + 2] for row in _ROWS for i in range(len(row))}
 _WORD = re.compile(r"[^\W\d_]+")  # letters only: a typo in a number would change what is said
