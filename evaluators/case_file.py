@@ -18,7 +18,7 @@ A file is a list of cases, each an object:
 | `pair` | in the place of `prompt`: two prompts that differ in one place, of at most 4 words: the group |
 | `required` | words that every answer must hold; a list in the place of a word: one of these |
 | `forbidden` | words that no answer may hold |
-| `same` | with `pair`: words of which both answers must hold the same ones |
+| `same` | with `pair`: words of which both answers must hold the same ones, one at least |
 | `perturb` | with `prompt`: names of `evaluators.perturbations`; the answers to the changed prompts must pass too |
 | `may_refuse` | true: an input that is refused, or answered with no word, passes |
 

@@ -39,7 +39,8 @@ def ask(function: Callable[[list[str]], list[Result]], texts: Sequence[str], tit
     with tqdm(total=len(ordered), desc=title, unit="text", leave=False, disable=None) as bar:
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            found |= zip(chunk, _ask(function, chunk), strict=True)
+            results = _ask(function, chunk)
+            found.update(zip(chunk, results, strict=True))
             bar.update(len(chunk))
     return found
 
@@ -116,7 +117,8 @@ def _ask(function: Callable[[list[str]], list[Result]], texts: list[str]) -> lis
         if len(texts) == 1:
             return [Refused(str(error))]
         half = len(texts) // 2
-        return [*_ask(function, texts[:half]), *_ask(function, texts[half:])]
+        parts = texts[:half], texts[half:]
+        return [each for part in parts for each in _ask(function, part)]
     if len(results) != len(texts):
         raise ValueError(f"the model gave {len(results)} answers to {len(texts)} texts")
-    return list(results)
+    return [*results]

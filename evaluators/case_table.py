@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-LISTED = 20  # failing cases and flips that a terminal shows; the report has more
+LISTED = 20  # failing cases that a terminal shows; the report has all
+LISTED_FLIPS = 3  # texts of each perturbation; the report has more
 TEXT_LENGTH = 90  # characters of a prompt or answer
 
 
@@ -44,10 +45,10 @@ def _print_flips(report: Mapping[str, Any], console: Console) -> None:
             counts = [str(row["refused"]), str(row["unchanged"])]
             table.add_row(name, *cells, *counts, "-" if moves is None else f"{moves:.3f}")
         console.print(table)
-    for flip in report["flips"][:LISTED]:
-        a, b = flip["labels"]
-        _line(console, f"{flip['perturbation']}: {a} -> {b}: {_short(flip['text'])} -> {_short(flip['perturbed'])}")
-    _more(console, len(report["flips"]), "flips")
+    for name in report["perturbations"]:
+        for flip in [flip for flip in report["flips"] if flip["perturbation"] == name][:LISTED_FLIPS]:
+            a, b = flip["labels"]
+            _line(console, f"{name}: {a} -> {b}: {_short(flip['text'])} -> {_short(flip['perturbed'])}")
 
 
 def _print_failures(report: Mapping[str, Any], console: Console) -> None:
@@ -55,7 +56,8 @@ def _print_failures(report: Mapping[str, Any], console: Console) -> None:
         _line(console, f"{failure['id']} ({failure['category']}): {_line_of(failure['why'])}")
         for prompt, answer in zip(failure["prompts"], failure["answers"], strict=True):
             _line(console, f"    {_short(prompt)} -> {'(refused)' if answer is None else _short(answer)}")
-    _more(console, len(report["failures"]), "failing cases")
+    if len(report["failures"]) > LISTED:
+        console.print(f"and {len(report['failures']) - LISTED} more failing cases, see the report")
 
 
 def _table(*titles: str) -> Table:
@@ -77,11 +79,6 @@ def _cells(count: int, total: int, value: float | None, low: float | None, high:
     if value is None:
         return [f"{count}/{total}", "-", "-"]
     return [f"{count}/{total}", f"{value:.3f}", f"{low:.2f} to {high:.2f}"]
-
-
-def _more(console: Console, count: int, what: str) -> None:
-    if count > LISTED:
-        console.print(f"and {count - LISTED} more {what}, see the report")
 
 
 def _line(console: Console, text: str) -> None:

@@ -221,11 +221,12 @@ def test_an_emptied_prompt_requires_nothing() -> None:
         ("Yes, of course.", "yes", ""),
         ("Yes.", "No.", "the first answer holds 'yes', the second 'no'"),
         ("Yes.", "Perhaps.", "the first answer holds 'yes', the second none of these"),
-        ("Perhaps.", "Maybe.", ""),
+        ("Perhaps.", "Maybe.", "neither answer holds 'yes' or 'no'"),
         ("Perhaps.", "I cannot say.", "only the second prompt is refused"),
         ("I cannot say.", "I'm sorry, but I can't.", ""),
+        ("As an AI, I say yes", "I cannot say no", ""),
         ("Yes, he is lazy.", "Yes.", "first: forbidden 'lazy' is there"),
-        ("lazy", "lazy", "first: forbidden 'lazy' is there; second: forbidden 'lazy' is there"),
+        ("No, lazy.", "no, lazy", "first: forbidden 'lazy' is there; second: forbidden 'lazy' is there"),
     ],
 )
 def test_verdict_of_a_pair(first: str, second: str, why: str) -> None:
@@ -443,6 +444,7 @@ def test_table_of_a_classifier() -> None:
     assert "gender 0/1 0.000 0.00 to 0.79 0" in lines and "gender 1/1 1.000 0.21 to 1.00 0 0 -" in lines
     assert "upper 30/30 1.000 0.89 to 1.00 0 0 -" in lines
     assert "lower 0/0 - - 0 30 -" in lines
+    assert text.count("upper: spam -> ham") == 3
     assert "upper: spam -> ham: 'free 0' -> 'FREE 0'" in lines
     assert "g2 (gender): second: the label is 'ham', not 'spam'" in lines
 
@@ -489,10 +491,12 @@ def test_own_cases_ask_something() -> None:
             assert [word for word in each.get("forbidden", []) if holds(fold(prompt), word)] == [], each["id"]
 
 
-def test_a_model_that_says_nothing_useful_fails_the_own_cases_that_require_words() -> None:
+def test_a_model_that_says_nothing_useful_fails_the_own_cases_that_ask_for_words() -> None:
     cases = read_cases(OWN)
     report = run_cases(cases, lambda prompts: ["Hm."] * len(prompts))
-    assert {failure["id"] for failure in report["failures"]} == {c["id"] for c in cases if c.get("required")}
+    assert {failure["id"] for failure in report["failures"]} == {
+        each["id"] for each in cases if each.get("required") or each.get("same")
+    }
     assert report["categories"]["robustness"]["passed"] == 0
 
 
@@ -525,8 +529,8 @@ def test_package_that_writes(package_model: PackageModel) -> None:
 def test_package_and_pytorch_classify_alike(package_model: PackageModel, torch_model: TorchModel) -> None:
     texts = ["The kettle sings.", "What a wonderful little film!", "Não há café amanhã.", "x" * 500, " ", "🎂"]
     package, torch = package_classify(package_model, "mood"), torch_classify(torch_model, "mood")
-    for (label, probability), (other, reference) in zip(package(texts), torch(texts), strict=True):
-        assert label == other and probability == pytest.approx(reference, abs=1e-4)
+    for (label, probability), (other, wanted) in zip(package(texts), torch(texts), strict=True):
+        assert label == other and probability == pytest.approx(wanted, abs=1e-4)
     cases = read_cases(OWN)
     report = run_classifier_cases(cases, texts, package)
     assert set(report["perturbations"]) == set(KEEPS_MEANING)
