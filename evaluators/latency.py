@@ -72,7 +72,7 @@ def measure_generation(
         "warmup_runs", "stable"}: distributions (see `distribution`), a rate (see `rate`), and whether the warm-up ended
         stable. A stream without tokens has no samples.
     """
-    loads = {name: partial(_stream_marks, stream) for name, stream in streams.items()}
+    loads = {name: partial(stream_marks, stream) for name, stream in streams.items()}
     measured = {}
     for name, timed in _timed(loads, runs, warmup, tell).items():
         gaps = [1000 * np.diff(marks) for marks in timed.marks]
@@ -187,7 +187,7 @@ def _timed(
     return {name: _Timed(counted[name], turns, stable[name]) for name in loads}
 
 
-def _stream_marks(start: Callable[[], Iterable[object]]) -> list[float]:
+def stream_marks(start: Callable[[], Iterable[object]]) -> list[float]:
     """Seconds when the stream was started, and after each step; nothing else is done between the steps."""
     clock = time.perf_counter
     marks = [clock()]
