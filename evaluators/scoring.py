@@ -9,14 +9,12 @@ from typing import Any
 
 from data.examples import ClassificationData, GenerationData
 from evaluators.finished_parts import FinishedParts
-from evaluators.latency import call_latencies, generation_latencies
+from evaluators.latency import PROMPT_TEXT, WarmUp, measure_calls, measure_generation, table_values
 from evaluators.measuring import Measuring
 from evaluators.quality import AnswerOptions, Quality, classification_quality, generation_quality
 from evaluators.size import folder_bytes
 from evaluators.subjects import Subjects
 from runtime.errors import DataError
-
-FILLER = "The quick brown fox jumps over the lazy dog. "
 
 
 def adapter_quality(
@@ -73,16 +71,17 @@ def latency_rows(
     classify one text of `prompt_tokens`. A base that is an encoder does nothing by itself and has no row.
     """
     tokenizer = subjects.torch.tokenizer
-    ids = tokenizer(FILLER * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
+    ids = tokenizer(PROMPT_TEXT * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
     rows: list[dict[str, Any]] = []
     for adapter in [*([None] if subjects.torch.writes else []), *subjects.tasks]:
         models = subjects.models().items()
         if adapter is not None and subjects.tasks[adapter] == "classification":
             calls = {name: partial(model.class_logits, [ids], adapter) for name, model in models}
-            timings = call_latencies(calls, repeats, warmup)
+            measured = measure_calls(calls, repeats, WarmUp(warmup, warmup))
         else:
             streams = {name: partial(model.stream, ids, adapter, new_tokens) for name, model in models}
-            timings = generation_latencies(streams, repeats, warmup)
+            measured = measure_generation(streams, repeats, WarmUp(warmup, warmup))
+        timings = {name: table_values(values) for name, values in measured.items()}
         for metric in timings["pytorch"]:
             column = {name: timings[name][metric] if name in timings else None for name in ("pytorch", "package")}
             rows.append({"adapter": adapter, "metric": metric, **column})

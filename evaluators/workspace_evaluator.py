@@ -48,7 +48,7 @@ ROWS = {"classification": ("accuracy", "f1_macro", "f1_weighted"), "generation":
 SCORES = {"classification": CLASSIFICATION, "generation": GENERATION}
 # what metric_options say of a "custom" metric, beside the adapter
 ANSWERING = ("max_new_tokens", "stop", "schema")  # tokens; texts that end an answer; file of a JSON Schema
-PERCENTILES = tuple(f"p{p}" for p in latency.LEAST_SAMPLES)
+PERCENTILES = tuple(f"p{p}" for p in latency.TABLE_PERCENTILES)
 PHASES = {"first_token": "ttft", "output_token": "tpot", "classify": "classify"}
 LATENCY_OPTIONS = {"prompt_tokens": 32, "new_tokens": 32}
 
@@ -198,7 +198,7 @@ def metric_problems(metrics: list[Any], tasks: dict[str, str], metric_options: d
             if phase not in phases:
                 problems.append(f"{where}: phase '{phase}' does not fit here; {nearest(phase, phases)}")
             problems += _wrong_sub_types(where, metric, PERCENTILES)
-            least = max(latency.LEAST_SAMPLES.values())
+            least = max(latency.LEAST_SAMPLES[p] for p in latency.TABLE_PERCENTILES)
             if few := [n for sub in metric.sub_types if (n := sub.metric_config.repeat_test_num) < least]:
                 problems.append(
                     f"{where}.sub_types.metric_config.repeat_test_num: p90 needs {least} or more, but got {few[0]}"

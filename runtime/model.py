@@ -45,7 +45,7 @@ class MultiAdapterModel:
         self.folder = folder
         self.manifest = manifest
         self.execution_provider = execution_provider
-        self._threads = threads
+        self.threads = threads  # of computing; None leaves it to onnxruntime
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise PackageError(f"{path}: there is no such file; the base needs a fast tokenizer")
@@ -76,8 +76,7 @@ class MultiAdapterModel:
             folder: the package.
             verify: compare every file with the manifest first (reads the whole package once).
             execution_provider: "cpu", "cuda" or "dml" in the place of the one that the package was written for.
-            threads: compute threads of classification, of `logits`, and of generation where onnxruntime-genai cannot
-                run the package, in the place of the target's.
+            threads: compute threads, in the place of the target's.
 
         Raises:
             PackageError: the package is damaged (see `runtime.manifest.read_manifest`), or wheels of onnxruntime clash.
@@ -308,12 +307,27 @@ class MultiAdapterModel:
 
         Stop strings are for texts: here `stop` is refused.
         """
+        return (token for (token,) in self.tokens_batch([(ids, adapter)], max_new_tokens, **options))
+
+    def tokens_batch(
+        self, rows: Sequence[tuple[Sequence[int], str | None]], max_new_tokens: int = 128, **options: Any
+    ) -> Iterator[list[int]]:
+        """At each step the next id of every (ids, adapter) row, and -1 behind a row's end; all are computed together.
+
+        Arguments and errors as in `tokens`.
+
+        Raises:
+            PackageError: also where these rows cannot be computed together (see `runtime.generation.divide`).
+        """
         chosen = read_options({"max_new_tokens": max_new_tokens, **options})
         if chosen.stop:
             raise PackageError("stop ends texts; `tokens` gives ids, stop reading them where they shall end")
         self._check_writes()
-        self._check_row(ids, adapter)
-        return (token for (token,) in self._steps([(ids, adapter)], chosen))
+        for ids, adapter in rows:
+            self._check_row(ids, adapter)
+        if len(rows) != 1 and len(self._engine().runs([len(ids) for ids, _ in rows], chosen, len(rows))) != 1:
+            raise PackageError(f"these {len(rows)} rows cannot be computed together; `generate_batch` divides them")
+        return self._steps(rows, chosen)
 
     def _stream(self, ids: Sequence[int], adapter: str | None, options: GenerationOptions) -> Iterator[str]:
         text = TextStream(self.tokenizer, options.stop)
@@ -411,7 +425,7 @@ class MultiAdapterModel:
     def _graph(self) -> GraphSession:
         with self._starting:
             if self._session is None:
-                self._session = GraphSession(self.folder, self.execution_provider, self._threads)
+                self._session = GraphSession(self.folder, self.execution_provider, self.threads)
             return self._session
 
     def _engine(self) -> TextGenerator | PlainGenerator:
@@ -420,7 +434,7 @@ class MultiAdapterModel:
             if self._generator is None and session is not None:
                 self._generator = PlainGenerator(self.folder, session, self._context_length, self._ends())
             elif self._generator is None:
-                self._generator = TextGenerator(self.folder, self.execution_provider)
+                self._generator = TextGenerator(self.folder, self.execution_provider, self.threads)
             return self._generator
 
 
