@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import IGNORE, aggregate_windows, encode_generation, encode_prompt, encode_text, encode_windows
 from evaluators.finished_parts import FinishedParts
+from evaluators.perplexity import RowScore, example_scores
+from evaluators.token_scores import NotFiniteError
 from runtime.errors import OlivalError
 
 if TYPE_CHECKING:
@@ -19,21 +21,6 @@ if TYPE_CHECKING:
 
 PART_ROWS = 256  # rows that are computed and kept together: seconds to minutes of work
 SLOW_LOG_SECONDS = 10  # between progress lines where there is no terminal
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """How likely a model finds the counted tokens of each row.
-
-    Attributes:
-        nats: float64 (rows,), negative log-likelihood, summed over the row's counted tokens.
-        tokens: int64 (rows,), counted tokens.
-        text_bytes: int64 (rows,), UTF-8 bytes of the text that they are.
-    """
-
-    nats: np.ndarray
-    tokens: np.ndarray
-    text_bytes: np.ndarray
 
 
 class Measuring:
@@ -66,7 +53,7 @@ class Measuring:
         """Class logits of each document, float32 (documents, classes): the mean over its windows.
 
         Raises:
-            OlivalError: logits that are no numbers; names adapter and row.
+            NotFiniteError: logits that are no numbers; names adapter and row.
         """
         if data.window_stride is None:
             documents = [[encode_text(self.tokenizer, text, data.max_length)] for text in data.texts]
@@ -76,54 +63,42 @@ class Measuring:
             ]
 
         def compute(rows: list[int]) -> list[list[float]]:
+            owners = [row for row in rows for _ in documents[row]]
             windows = [ids for row in rows for ids in documents[row]]
-            logits = self.models[name].class_logits(windows, adapter, self._batch_size)
-            means = aggregate_windows(logits, [len(documents[row]) for row in rows])
-            for row, values in zip(rows, means, strict=True):
-                if not np.isfinite(values).all():
-                    raise OlivalError(f"{data.source}: row {row + 1}: adapter '{adapter}' ({name}) gives {values}")
-            return [values.tolist() for values in means]
+            with _naming(data.source, name, adapter, owners):
+                logits = self.models[name].class_logits(windows, adapter, self._batch_size)
+            return aggregate_windows(logits, [len(documents[row]) for row in rows]).tolist()
 
         lengths = [sum(map(len, windows)) for windows in documents]
         return np.asarray(self._by_parts(name, adapter, "class logits", data, lengths, compute), np.float32)
 
-    def likelihood(self, name: str, adapter: str | None, data: GenerationData) -> Likelihood:
-        """Likelihood of the responses (of the whole text where there is no prompt); of each block if they are packed.
+    def likelihood(self, name: str, adapter: str | None, data: GenerationData) -> list[RowScore]:
+        """Likelihood of each response (of the whole text where there is no prompt), or of each block of packed rows.
+
+        `text_bytes` are those of the tokens that count, so they fit a response that was cut to the data's length.
 
         Raises:
-            OlivalError: logits that are no numbers; names adapter and row.
+            NotFiniteError: logits that are no numbers; names adapter and row.
+            OlivalError: no row has a token to predict.
         """
         examples = encode_generation(self.tokenizer, data)
-        counted = [np.flatnonzero(np.array(labels) != IGNORE) for _, labels in examples]
-        counted = [positions[positions > 0] for positions in counted]  # nothing predicts the first token
-        rows_with_tokens = [row for row, positions in enumerate(counted) if len(positions)]
-        if not rows_with_tokens:
+
+        def compute(rows: list[int]) -> list[list[float]]:
+            with _naming(data.source, name, adapter, rows):
+                chosen = [examples[row] for row in rows]
+                scores = example_scores(self.models[name], chosen, adapter, self._batch_size)
+            return [[score.negative_log_likelihood, score.tokens] for score in scores]
+
+        lengths = [len(ids) for ids, _ in examples]
+        scores = []
+        values = self._by_parts(name, adapter, "likelihood", data, lengths, compute)
+        for (nats, tokens), (_, labels) in zip(values, examples, strict=True):
+            counted = [label for label in labels[1:] if label != IGNORE]
+            text = self.tokenizer.decode(counted, skip_special_tokens=True)
+            scores.append(RowScore(nats, int(tokens), len(text.encode("utf-8"))))
+        if not any(score.tokens for score in scores):
             raise OlivalError(f"{data.source}: no row has a token to predict")
-
-        def compute(rows: list[int]) -> list[float]:
-            starts = [int(counted[row][0]) for row in rows]
-            try:
-                scores = self.models[name].token_scores(
-                    [examples[row][0] for row in rows], adapter, starts, self._batch_size
-                )
-            except OlivalError as error:
-                raise OlivalError(f"{data.source}: {error}") from error
-            return [
-                -float(log_probabilities[counted[row] - start].sum())
-                for row, start, (log_probabilities, _) in zip(rows, starts, scores, strict=True)
-            ]
-
-        lengths = [len(examples[row][0]) for row in rows_with_tokens]
-
-        def compute_counted(indices: list[int]) -> list[float]:
-            return compute([rows_with_tokens[i] for i in indices])
-
-        nats = self._by_parts(name, adapter, "likelihood", data, lengths, compute_counted)
-        texts = [[examples[row][0][i] for i in counted[row]] for row in rows_with_tokens]
-        decoded = [self.tokenizer.decode(ids, skip_special_tokens=True).encode("utf-8") for ids in texts]
-        return Likelihood(
-            np.array(nats, np.float64), np.array([len(ids) for ids in texts]), np.array([len(text) for text in decoded])
-        )
+        return scores
 
     def answers(
         self, name: str, adapter: str | None, data: GenerationData, max_new_tokens: int, stop: Sequence[str] = ()
@@ -164,3 +139,12 @@ class Measuring:
                     results[row] = value
                 bar.update(len(rows))
         return results
+
+
+@contextmanager
+def _naming(source: str, model: str, adapter: str | None, rows: Sequence[int]) -> Iterator[None]:
+    """Errors of logits that are no numbers name the data's row in the place of the batch's."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(adapter, rows[error.row], f"{source}, {model}") from error

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from data.examples import ClassificationData, GenerationData
 from evaluators.classification import classification_report
 from evaluators.intervals import LEAST_ROWS, classification_intervals, mcnemar, mean_interval, paired_bootstrap
-from evaluators.measuring import Likelihood, Measuring
+from evaluators.measuring import Measuring
+from evaluators.perplexity import RowScore
 from evaluators.structured import structured_scores
 from evaluators.text_overlap import text_scores
 from runtime.errors import DataError
@@ -103,18 +106,18 @@ def generation_quality(
     if base is not None:
         columns.insert(0, ("base", base, None))
     if set(wanted) & set(LIKELIHOOD):
-        rows: dict[str, Likelihood] = {}
+        rows: dict[str, Sequence[RowScore]] = {}
         for column, name, which in columns:
             rows[column] = measuring.likelihood(name, which, data)
             scores, intervals = likelihood_scores(rows[column])
-            quality.add(column, {s: scores[s] for s in LIKELIHOOD if s in wanted}, intervals)
+            chosen = {s: value for s, value in scores.items() if s in wanted}
+            quality.add(column, chosen, {s: pair for s, pair in intervals.items() if s in wanted})
         if len(measuring.models) == 2:
             first, second = measuring.models
             quality.details["comparison"] = {"of": f"{second} against {first}"}
-            if len(rows[first].nats) >= LEAST_ROWS:
-                counts = rows[first].tokens
-                compared = paired_bootstrap(rows[first].nats, rows[second].nats, counts)
-                quality.details["comparison"]["nats_per_token"] = compared
+            (before, tokens), (after, _) = _columns(rows[first]), _columns(rows[second])
+            if len(tokens) >= LEAST_ROWS:
+                quality.details["comparison"]["nats_per_token"] = paired_bootstrap(before, after, tokens)
     written = [score for score in (*OVERLAP, *STRUCTURED) if score in wanted]
     if not written:
         return quality
@@ -127,17 +130,29 @@ def generation_quality(
             structured = structured_scores(data.responses, answers, options.schema)
             scores |= {"json_exact": structured["exact"]}
             scores |= {key: structured[key] for key in ("json_valid", "schema_valid", "fields_mean")}
-            quality.details.setdefault("fields", {})[column] = structured["fields"]
+            facts = {key: structured[key] for key in ("field_patterns", "fields", "problems")}
+            quality.details.setdefault("structured", {})[column] = facts
         quality.add(column, {s: scores[s] for s in written}, {})
         quality.details.setdefault("answers", {})[column] = answers
     return quality
 
 
-def likelihood_scores(rows: Likelihood) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+def likelihood_scores(
+    rows: Sequence[RowScore],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Token-weighted perplexity (exp of the mean negative log-likelihood) and bits per byte, and their intervals."""
-    nats, tokens, text_bytes = (float(values.sum()) for values in (rows.nats, rows.tokens, rows.text_bytes))
-    scores = {"perplexity": math.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / max(text_bytes, 1)}
-    if len(rows.nats) < LEAST_ROWS:
+    nats, tokens = _columns(rows)
+    text_bytes = sum(row.text_bytes for row in rows)
+    scores = {"perplexity": math.exp(nats.sum() / tokens.sum())}
+    if text_bytes:
+        scores["bits_per_byte"] = float(nats.sum()) / math.log(2) / text_bytes
+    if len(nats) < LEAST_ROWS:
         return scores, {}
-    low, high = mean_interval(rows.nats, rows.tokens)
+    low, high = mean_interval(nats, tokens)
     return scores, {"perplexity": (math.exp(low), math.exp(high))}
+
+
+def _columns(rows: Sequence[RowScore]) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and tokens, (rows,), of the rows that have a token to predict."""
+    counted = [row for row in rows if row.tokens]
+    return np.array([row.negative_log_likelihood for row in counted]), np.array([row.tokens for row in counted])

@@ -61,7 +61,7 @@ def score_rows(
             begin = starts[i] - 1 - first
             results[i] = reduce(logits[place, begin : begin + len(wanted)], wanted)
             if not np.isfinite(results[i][0]).all():
-                raise not_finite(adapter, i)
+                raise NotFiniteError(adapter, i)
     return results
 
 
@@ -110,14 +110,18 @@ def log_probabilities(logits: np.ndarray, tokens: np.ndarray) -> Scores:
 
 
 def check_finite(logits: np.ndarray, adapter: str | None) -> np.ndarray:
-    """Returns logits (rows, classes) if all are finite, else raises OlivalError naming adapter and first row."""
+    """Returns logits (rows, classes) if all are finite, else raises NotFiniteError for the first row."""
     bad = np.nonzero(~np.isfinite(logits).all(axis=-1))[0]
     if len(bad):
-        raise not_finite(adapter, int(bad[0]))
+        raise NotFiniteError(adapter, int(bad[0]))
     return logits
 
 
-def not_finite(adapter: str | None, row: int) -> OlivalError:
-    """The error for a NaN or an infinity in the logits of a row."""
-    name = "the base without adapter" if adapter is None else f"adapter '{adapter}'"
-    return OlivalError(f"{name}, row {row}: the logits are not finite (NaN or infinity), so nothing can be measured")
+class NotFiniteError(OlivalError):
+    """A NaN or an infinity in the logits of a row, which `row` numbers from 0; `where` names what the rows are of."""
+
+    def __init__(self, adapter: str | None, row: int, where: str = "") -> None:
+        self.row = row
+        name = "the base without adapter" if adapter is None else f"adapter '{adapter}'"
+        start = f"{where}: " if where else ""
+        super().__init__(f"{start}{name}, row {row + 1}: the logits are not finite (NaN or infinity)")
