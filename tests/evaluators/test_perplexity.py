@@ -102,7 +102,7 @@ def test_windows_are_those_of_the_harness(length: int, max_length: int, stride: 
         expected.append((context + predicted, len(context)))
     found = [(list(row), start) for row, start in windows(ids, max_length, stride)]
     assert [row[start:] for row, start in found] == [row[start:] for row, start in expected]
-    assert found[0] == expected[0] and sum((row[start:] for row, start in found), []) == ids[1:]
+    assert found[0] == expected[0] and [token for row, start in found for token in row[start:]] == ids[1:]
     for (row, start), (context, predicted) in zip(found[1:], pairs[1:], strict=True):
         assert row[:-1] == context and row[start:] == predicted
 
