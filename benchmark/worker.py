@@ -53,10 +53,11 @@ def measure(job: Job, tell: Callable[[str], object]) -> dict[str, Any]:
     """The measurement of one package on one execution provider.
 
     "load_seconds" is from the call that loads until the first token of the base was generated, of a prompt of one
-    token (of an encoder: until the first text of one token was classified). The files were read once before, to
-    compare them with the manifest, so that the system has them in memory; that comparison is not in the time, nor is
-    the import of the runtime. "peak_rss_bytes" is of the whole process at its end, Python and its libraries included,
-    the memory of a GPU not. In a batch all rows have the same prompt. "quality" is what the package's manifest says.
+    token (where only classification is measured: until the first text of one token was classified). The files were
+    read once before, to compare them with the manifest, so that the system has them in memory; that comparison is not
+    in the time, nor is the import of the runtime. "peak_rss_bytes" is of the whole process at its end, Python and its
+    libraries included, the memory of a GPU not. In a batch all rows have the same prompt. "quality" is what the
+    package's manifest says.
 
     Raises:
         ProviderError: this machine does not have the execution provider.
@@ -72,7 +73,7 @@ def measure(job: Job, tell: Callable[[str], object]) -> dict[str, Any]:
     model = MultiAdapterModel.load(
         job.folder, verify=False, execution_provider=job.execution_provider, threads=job.threads
     )
-    if manifest["base"].get("generates", True):
+    if None in job.adapters or job.named("generation"):
         list(model.tokens([0], None, 1, stop_at_eos=False))
     elif job.named("classification"):
         model.class_logits([[0]], job.named("classification")[0])

@@ -181,6 +181,20 @@ def test_the_interval_of_the_median_is_a_bootstrap_over_runs(per_run: int) -> No
     assert found["p50_low"] < found["p50"] < found["p50_high"]
 
 
+def test_runs_of_unequal_length_are_drawn_whole() -> None:
+    """The definition, written out: runs drawn with replacement, the median of all their samples."""
+    draw = np.random.default_rng(5)
+    runs = [draw.gamma(2, 10, count) for count in [1, 9, 4, 4, 2, 7, 12, 3]]
+    medians = [
+        np.median(np.concatenate([runs[i] for i in draw.integers(len(runs), size=len(runs))])) for _ in range(5000)
+    ]
+    low, high = np.percentile(medians, [2.5, 97.5])
+    found = distribution(runs)
+    assert found["p50"] == np.median(np.concatenate(runs))
+    assert found["p50_low"] == pytest.approx(low, abs=0.1 * (high - low))
+    assert found["p50_high"] == pytest.approx(high, abs=0.1 * (high - low))
+
+
 def test_few_runs_have_no_interval_however_many_tokens_they_have() -> None:
     found = distribution([[1.0] * 300] * 4)
     assert found["p50"] == 1 and found["p99"] == 1
