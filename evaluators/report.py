@@ -95,7 +95,7 @@ def print_report(
 def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     rows = [*evaluation["quality"], *evaluation["latency"], *evaluation["sizes"]]
     with_goal = any(row.get("goal") is not None for row in rows)
-    table = _table(
+    table = plain_table(
         ["adapter", "metric"], ["base before", "PyTorch after", "package", "TF-IDF"], ["goal"] if with_goal else []
     )
     for group in (_quality_cells(evaluation, with_goal), _latency_cells(evaluation), _size_cells(evaluation)):
@@ -107,7 +107,8 @@ def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     return table
 
 
-def _table(names: list[str], numbers: list[str], texts: list[str]) -> Table:
+def plain_table(names: list[str], numbers: list[str], texts: list[str]) -> Table:
+    """An empty table without frame: columns of names and texts to the left, of numbers to the right."""
     from rich import box
     from rich.table import Table
 
@@ -125,7 +126,7 @@ def _print_parity(console: Console, manifest: dict[str, Any]) -> None:
         console.print(f"Not executed here on its target {target['execution_provider']}: {reason}", soft_wrap=True)
     if not parities:
         return
-    table = _table(["adapter", "parity"], ["max diff", "mean diff", "KL", "top-1", "label flips", "samples"], [])
+    table = plain_table(["adapter", "parity"], ["max diff", "mean diff", "KL", "top-1", "label flips", "samples"], [])
     for name, parity in parities.items():
         scores = parity[precision]
         where = scores["executed_on"]
