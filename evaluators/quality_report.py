@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluators.report import interval_text, new_table, number_text, wide_console
+from evaluators.report import interval_text, number_text, plain_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def print_quality(evaluation: Mapping[str, Any], output: Path) -> None:
 
 def _print_scores(console: Console, rows: list[dict[str, Any]]) -> None:
     columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    scores = new_table(["adapter", "metric"], [*(COLUMNS[name] for name in columns), "95 %"], [])
+    scores = plain_table(["adapter", "metric"], [*(COLUMNS[name] for name in columns), "95 %"], [])
     previous = None
     for row in rows:
         name = row["adapter"] if row["adapter"] != previous else ""
@@ -54,7 +54,7 @@ def _print_confusions(console: Console, adapter: str, details: Mapping[str, Any]
     labels = found.get("labels", [])
     if not 0 < len(labels) <= MOST_CLASSES:
         return
-    grid = new_table([f"{adapter}: expected"], [*labels, "recall", "precision"], [])
+    grid = plain_table([f"{adapter}: expected"], [*labels, "recall", "precision"], [])
     for label, row in zip(labels, found["confusion_matrix"], strict=True):
         scores = found["per_class"][label]
         grid.add_row(label, *map(str, row), f"{scores['recall']:.3f}", f"{scores['precision']:.3f}")
@@ -76,7 +76,7 @@ def _print_comparison(console: Console, adapter: str, details: Mapping[str, Any]
 
 
 def _print_texts(console: Console, texts: list[dict[str, Any]]) -> None:
-    measured = new_table(["text", "model"], ["perplexity", "bits/byte", "word ppl", "tokens"], [])
+    measured = plain_table(["text", "model"], ["perplexity", "bits/byte", "word ppl", "tokens"], [])
     for row in texts:
         model = f"{row['adapter'] or 'base'} ({COLUMNS[row['model']]})"
         values = [f"{row['perplexity']:.2f}", f"{row['bits_per_byte']:.4f}", f"{row['word_perplexity']:.4g}"]
@@ -86,7 +86,7 @@ def _print_texts(console: Console, texts: list[dict[str, Any]]) -> None:
 
 def _print_tasks(console: Console, tasks: Mapping[str, Any]) -> None:
     """lm-evaluation-harness's results: {task: {"metric,filter": value, "metric_stderr,filter": value}}."""
-    results = new_table(["task", "metric"], ["value", "stderr"], [])
+    results = plain_table(["task", "metric"], ["value", "stderr"], [])
     for task, scores in tasks["results"].items():
         for key, value in scores.items():
             metric, _, chosen = key.partition(",")

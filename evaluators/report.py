@@ -101,7 +101,7 @@ def wide_console() -> Console:
 def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     rows = [*evaluation["quality"], *evaluation["latency"], *evaluation["sizes"]]
     with_goal = any(row.get("goal") is not None for row in rows)
-    table = new_table(
+    table = plain_table(
         ["adapter", "metric"], ["base", "PyTorch", "package", "95 %", "TF-IDF"], ["goal"] if with_goal else []
     )
     for group in (_quality_cells(evaluation, with_goal), _latency_cells(evaluation), _size_cells(evaluation)):
@@ -113,7 +113,8 @@ def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     return table
 
 
-def new_table(names: list[str], numbers: list[str], texts: list[str]) -> Table:
+def plain_table(names: list[str], numbers: list[str], texts: list[str]) -> Table:
+    """An empty table without frame: columns of names and texts to the left, of numbers to the right."""
     from rich import box
     from rich.table import Table
 
@@ -131,7 +132,7 @@ def _print_parity(console: Console, manifest: dict[str, Any]) -> None:
         console.print(f"Not executed here on its target {target['execution_provider']}: {reason}", soft_wrap=True)
     if not parities:
         return
-    table = new_table(["adapter", "parity"], ["max diff", "mean diff", "KL", "top-1", "label flips", "samples"], [])
+    table = plain_table(["adapter", "parity"], ["max diff", "mean diff", "KL", "top-1", "label flips", "samples"], [])
     for name, parity in parities.items():
         scores = parity[precision]
         where = scores["executed_on"]
