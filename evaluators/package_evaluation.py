@@ -17,6 +17,7 @@ from evaluators.plan import KIND, Plan
 from evaluators.quality import LOWER_IS_BETTER, classification_quality, generation_quality
 from evaluators.scoring import quality_rows
 from evaluators.subjects import machine_and_versions, package_identity
+from runtime.errors import ConfigError
 
 SCHEMA_VERSION = 1
 
@@ -80,17 +81,29 @@ def _texts(
 
     text, found = plan.text_file.read_text(encoding="utf-8"), []
     for name, model in models.items():
+        window = plan.window or model.context_length
+        if window is None:
+            raise ConfigError(["--window: is needed, the base states no context length"])
         for adapter in dict.fromkeys([None, plan.adapter]):
             if name == "pytorch" and adapter is not None and adapter not in plan.peft:
                 continue
 
-            def compute(model: Any = model, adapter: str | None = adapter) -> Any:
+            def compute(model: Any = model, window: int = window, adapter: str | None = adapter) -> Any:
+                prefix = model.special_token("bos") or model.special_token("eos")
                 return text_perplexity(
-                    model, _tokenizer(plan), text, adapter, plan.window, plan.stride, plan.batch_size
+                    model,
+                    [text],
+                    [model.encode(text)],
+                    adapter,
+                    window,
+                    plan.stride,
+                    prefix[1] if prefix else None,
+                    plan.batch_size,
                 )
 
-            key = {"text": hashlib.sha256(text.encode()).hexdigest(), "model": name, "adapter": adapter}
-            key |= {"window": plan.window, "stride": plan.stride, "identity": identities[name](adapter)}
+            key: dict[str, Any] = {"text": hashlib.sha256(text.encode()).hexdigest(), "model": name}
+            key |= {"adapter": adapter, "window": window, "stride": plan.stride}
+            key |= {"identity": identities[name](adapter)}
             found.append({"file": str(plan.text_file), "model": name, "adapter": adapter, **parts.get(key, compute)})
     return found
 

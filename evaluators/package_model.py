@@ -89,7 +89,7 @@ class PackageModel:
         token = config.get(f"{which}_token")
         text = token.get("content") if isinstance(token, dict) else token
         number = self.runtime.tokenizer.token_to_id(text) if isinstance(text, str) else None
-        return None if number is None else (text, number)
+        return None if number is None else (str(text), number)
 
 
 def _selected_logits(

@@ -102,7 +102,7 @@ def generation_quality(
 ) -> Quality:
     """`wanted` of GENERATION for each model; `base` names the one that is also measured without the adapter."""
     quality = Quality()
-    columns = [(name, name, adapter) for name in measuring.models]
+    columns: list[tuple[str, str, str | None]] = [(name, name, adapter) for name in measuring.models]
     if base is not None:
         columns.insert(0, ("base", base, None))
     if set(wanted) & set(LIKELIHOOD):

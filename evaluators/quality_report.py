@@ -85,9 +85,9 @@ def _print_texts(console: Console, texts: list[dict[str, Any]]) -> None:
 
 
 def _print_tasks(console: Console, tasks: Mapping[str, Any]) -> None:
-    """lm-evaluation-harness's results: {task: {"metric,filter": value, "metric_stderr,filter": value}}."""
+    """Results of `evaluators.harness.run_tasks`: {task: {"metric,filter": value, "metric_stderr,filter": value}}."""
     results = plain_table(["task", "metric"], ["value", "stderr"], [])
-    for task, scores in tasks["results"].items():
+    for task, scores in tasks.items():
         for key, value in scores.items():
             metric, _, chosen = key.partition(",")
             if not isinstance(value, float) or metric.endswith("_stderr"):

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from runtime.errors import DataError
@@ -69,6 +70,21 @@ def structured_row_scores(
         row |= {"right_leaves": sum(row["right"]), "leaves": len(row["right"])}
     names = [name for name in ROW_SCORES if schema is not None or name != "schema_valid"]
     return {name: [float(row[name]) for row in table] for name in names}
+
+
+def read_schema(file: Path) -> Any:
+    """A JSON Schema from a file, checked. Raises DataError: no such file, no JSON, or where the schema is wrong."""
+    try:
+        schema = parse_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: no JSON: {error}") from error
+    try:
+        _validator(schema)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+    return schema
 
 
 def parse_json(text: str) -> Any:
