@@ -110,6 +110,8 @@ def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> t
     """The expected values, a row of scores for each answer, and the problems of answers."""
     from tqdm import tqdm
 
+    if isinstance(expected, str) or isinstance(answers, str):
+        raise DataError("expected and answers must be lists, not one text")
     if not len(expected) or len(expected) != len(answers):
         lengths = f"{len(expected)}, {len(answers)}"
         raise DataError(f"expected and answers must be equally long and not empty: {lengths}")

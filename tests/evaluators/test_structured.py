@@ -197,6 +197,7 @@ def test_what_fits_a_schema_agrees_with_jsonschema(schema: Any) -> None:
     ("expected", "answers", "schema", "message"),
     [
         ([], [], None, "equally long and not empty: 0, 0"),
+        ("1", "1", None, "must be lists, not one text"),
         ([1], ["1", "2"], None, "equally long and not empty: 1, 2"),
         ([1], [{"a": 1}], None, "answers[0] must be a text, but got {'a': 1}"),
         (['{"a"'], ["1"], None, "expected[0]: no JSON: line 1 column 5"),
