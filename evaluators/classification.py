@@ -93,7 +93,7 @@ def averaged_scores(expected: Any, predicted: Any, present: np.ndarray, averages
 def class_scores(
     expected: Any, predicted: Any, present: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, dict[str, float | int | None]]:
-    """{label: {"precision", "recall", "f1", "support"}} of such inputs; classes that are not `present` have no scores."""
+    """{label: {"precision", "recall", "f1", "support"}} of such inputs; classes not `present` have no scores."""
     from sklearn.metrics import precision_recall_fscore_support
 
     table: dict[str, dict[str, float | int | None]]
