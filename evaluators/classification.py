@@ -75,10 +75,11 @@ def classification_report(
     return report
 
 
-def averaged_scores(
-    expected: np.ndarray, predicted: np.ndarray, present: np.ndarray, averages: Sequence[str]
-) -> dict[str, float]:
-    """{"precision_macro": ..., ...} over the classes `present`; takes indices (rows,) or indicators (rows, labels)."""
+def averaged_scores(expected: Any, predicted: Any, present: np.ndarray, averages: Sequence[str]) -> dict[str, float]:
+    """{"precision_macro": ..., ...} over the classes `present`, each in 0..1.
+
+    Both inputs are class indices (rows,) or, for rows of several labels, sparse indicators (rows, labels).
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
     scores: dict[str, float] = {}
@@ -90,9 +91,9 @@ def averaged_scores(
 
 
 def class_scores(
-    expected: np.ndarray, predicted: np.ndarray, present: np.ndarray, label_names: Sequence[str]
+    expected: Any, predicted: Any, present: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, dict[str, float | int | None]]:
-    """{label: {"precision", "recall", "f1", "support"}}; classes that are not `present` have no scores."""
+    """{label: {"precision", "recall", "f1", "support"}} of such inputs; classes not `present` have no scores."""
     from sklearn.metrics import precision_recall_fscore_support
 
     table: dict[str, dict[str, float | int | None]]

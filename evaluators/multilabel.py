@@ -27,6 +27,8 @@ def multilabel_report(expected: Any, predicted: Any, label_names: Sequence[str])
     is right and counts 1.
     Raises DataError for arrays that are empty, of other shapes, or hold anything but 0 and 1 (probabilities).
     """
+    from scipy.sparse import csr_array
+
     check_names(label_names)
     truth, guess = _indicators("expected", expected, label_names), _indicators("predicted", predicted, label_names)
     if truth.shape != guess.shape:
@@ -36,13 +38,13 @@ def multilabel_report(expected: Any, predicted: Any, label_names: Sequence[str])
         "hamming_loss": float((truth != guess).mean()),
     }
     present = np.flatnonzero((truth | guess).any(axis=0))
-    if (
-        truth.shape[1] == 1
-    ):  # scikit-learn takes one column for classes 0 and 1; a label that is never on changes nothing
+    if truth.shape[1] == 1:
+        # scikit-learn would read one column as the classes 0 and 1; another label that is never on changes no score
         truth, guess = (np.hstack([column, np.zeros_like(column)]) for column in (truth, guess))
     if len(present):
-        report |= averaged_scores(truth, guess, present, AVERAGES)
-        per_label = class_scores(truth, guess, present, label_names)
+        sparse = csr_array(truth.astype(np.int64)), csr_array(guess.astype(np.int64))  # labels are rare when many
+        report |= averaged_scores(*sparse, present, AVERAGES)
+        per_label = class_scores(*sparse, present, label_names)
     else:
         report |= {f"{kind}_{average}": 0.0 if average == "samples" else None for kind in KINDS for average in AVERAGES}
         per_label = {name: {**dict.fromkeys(KINDS), "support": 0} for name in label_names}

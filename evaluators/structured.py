@@ -15,6 +15,7 @@ from runtime.errors import DataError
 ROW_SCORES = ("json_valid", "schema_valid", "exact", "right_leaves", "leaves")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LISTED_PROBLEMS = 20  # answers with a problem that the result and errors list; the scores count all of them
+PROGRESS_AFTER_SECONDS = 3
 TEXT_LENGTH = 200  # characters of a problem: validators quote the whole value
 PLAIN_KEY = re.compile(r"[^\W\d][\w-]*")  # a key that a path shows without quotes
 
@@ -123,6 +124,10 @@ def leaves(value: Any) -> dict[tuple[str, str], Any]:
 
 def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> tuple[list[Any], list[Any], list[Any]]:
     """The expected values, a row of scores for each answer, and the problems of answers."""
+    from tqdm import tqdm
+
+    if isinstance(expected, str) or isinstance(answers, str):
+        raise DataError("expected and answers must be lists, not one text")
     if not len(expected) or len(expected) != len(answers):
         lengths = f"{len(expected)}, {len(answers)}"
         raise DataError(f"expected and answers must be equally long and not empty: {lengths}")
@@ -132,7 +137,9 @@ def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> t
     validator = None if schema is None else _validator(schema)
     values = _expected_values(expected, validator)
     table, problems = [], []
-    for row, (value, answer) in enumerate(zip(values, answers, strict=True)):
+    rows = list(zip(values, answers, strict=True))
+    shown = tqdm(rows, desc="JSON answers", unit="row", delay=PROGRESS_AFTER_SECONDS, leave=False)
+    for row, (value, answer) in enumerate(shown):
         wanted = leaves(value)
         scores: dict[str, Any] = {
             "json_valid": False,

@@ -77,8 +77,12 @@ def test_reports_agree_with_torchmetrics_and_scikit_learn(seed: int, classes: in
     names, expected, predicted = random_labels(seed, classes, rows)
     report = classification_report(expected, predicted, names)
     occurring = [name for name in names if name in {*expected, *predicted}]
-    codes = [torch.tensor([names.index(label) for label in labels]) for labels in (predicted, expected)]
-    measures = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+    codes: Any = [torch.tensor([names.index(label) for label in labels]) for labels in (predicted, expected)]
+    measures: dict[str, Any] = {
+        "precision": multiclass_precision,
+        "recall": multiclass_recall,
+        "f1": multiclass_f1_score,
+    }
     assert list(report)[: len(REPORT_SCORES)] == list(REPORT_SCORES)
     assert report["accuracy"] == pytest.approx(accuracy_score(expected, predicted))
     for average in ("macro", "micro", "weighted"):
@@ -90,10 +94,11 @@ def test_reports_agree_with_torchmetrics_and_scikit_learn(seed: int, classes: in
             assert value == pytest.approx(float(measure(*codes, classes, average)), abs=1e-6), (kind, average)
     by_class = {kind: measure(*codes, classes, "none").tolist() for kind, measure in measures.items()}
     for index, name in enumerate(names):
-        scores = {kind: pytest.approx(values[index], abs=1e-6) for kind, values in by_class.items()}
+        scores: dict[str, Any] = {kind: pytest.approx(values[index], abs=1e-6) for kind, values in by_class.items()}
         scores = scores if name in occurring else dict.fromkeys(measures)
         assert report["per_class"][name] == {**scores, "support": expected.count(name)}
-    assert report["confusion_matrix"] == multiclass_confusion_matrix(*codes, classes).tolist()
+    matrix = multiclass_confusion_matrix(codes[0], codes[1], classes)
+    assert report["confusion_matrix"] == matrix.tolist()
     assert report["confusion_matrix_missing"] is None
     assert {score: report[score] for score in SCORES} == pytest.approx(
         classification_scores(expected, predicted, names)

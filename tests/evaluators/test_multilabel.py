@@ -31,8 +31,12 @@ def test_reports_agree_with_torchmetrics_and_scikit_learn(seed: int, rows: int, 
     assert report["labels_present"] == len(present)
     assert report["subset_accuracy"] == pytest.approx(accuracy_score(expected, predicted))
     assert report["hamming_loss"] == pytest.approx(hamming_loss(expected, predicted))
-    tensors = [torch.from_numpy(array[:, present].astype(int)) for array in (predicted, expected)]
-    measures = {"precision": multilabel_precision, "recall": multilabel_recall, "f1": multilabel_f1_score}
+    tensors: Any = [torch.from_numpy(array[:, present].astype(int)) for array in (predicted, expected)]
+    measures: dict[str, Any] = {
+        "precision": multilabel_precision,
+        "recall": multilabel_recall,
+        "f1": multilabel_f1_score,
+    }
     for average in ("micro", "macro", "weighted"):
         options: Any = {"labels": present, "average": average, "zero_division": 0}
         references = precision_recall_fscore_support(expected, predicted, **options)
