@@ -75,6 +75,26 @@ def package_classify(model: Any, adapter: str) -> Classify:
     return lambda texts: [(found.label, found.probability) for found in runtime.classify(texts, adapter)]
 
 
+def torch_answer(model: TorchModel, adapter: str | None = None, max_new_tokens: int = 64) -> Answer:
+    """The same of the PyTorch model, whose adapter has the same template.
+
+    Raises:
+        PackageError: there is no such adapter, or it does not generate.
+    """
+    from data.tokenizing import encode_prompt
+
+    if adapter is not None:
+        _check_adapter(model.info, adapter, "generation")
+    template = model.info[adapter]["template"] if adapter is not None else "{text}"
+
+    def answer(prompts: list[str]) -> list[str]:
+        filled = prompts if template == "chat" else [fill(template, prompt) for prompt in prompts]
+        ids = [encode_prompt(model.tokenizer, prompt, template) for prompt in filled]
+        return model.generate(ids, adapter, max_new_tokens)
+
+    return answer
+
+
 def torch_classify(model: TorchModel, adapter: str) -> Classify:
     """The same of the PyTorch model, whose adapter has the same template, length and windows.
 

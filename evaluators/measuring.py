@@ -113,6 +113,13 @@ class Measuring:
         what = f"answers of {max_new_tokens} tokens, stop {list(stop)}"
         return self._by_parts(name, adapter, what, data, [len(ids) for ids in prompts], compute)
 
+    def part(self, name: str, adapter: str | None, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """A value of one model with an adapter that stands for itself; `key` says what else it depends on."""
+        return self._parts.get({**key, **self._who(name, adapter)}, compute)
+
+    def _who(self, name: str, adapter: str | None) -> dict[str, Any]:
+        return {"model": name, "identity": self._identities[name](adapter), "adapter": adapter}
+
     def _by_parts(
         self,
         name: str,
@@ -126,8 +133,7 @@ class Measuring:
         from tqdm import tqdm
 
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        key = {"model": name, "identity": self._identities[name](adapter), "adapter": adapter, "what": what}
-        key |= {"data": data.fingerprint, "batch_size": self._batch_size}
+        key = {**self._who(name, adapter), "what": what, "data": data.fingerprint, "batch_size": self._batch_size}
         results: list[Any] = [None] * len(lengths)
         pause = 0.1 if sys.stderr.isatty() else SLOW_LOG_SECONDS
         title = f"evaluate {adapter or 'base'} ({name}): {what.partition(' of ')[0]}"

@@ -64,7 +64,7 @@ def evaluate_package(plan: Plan) -> dict[str, Any]:
         result["quality"] += [{**row, "higher_is_better": row["metric"] not in LOWER_IS_BETTER} for row in rows]
         result["details"][adapter] = {"data": data.source, "rows": len(data), **quality.details}
     result["texts"] = _texts(plan, models, identities, parts)
-    result["cases"] = _cases(plan, package, parts)
+    result["cases"] = _cases(plan, package, identities, parts)
     result["tasks"] = _tasks(plan, package)
     _write(plan.output, result)
     parts.clear()
@@ -108,25 +108,20 @@ def _texts(
     return found
 
 
-def _cases(plan: Plan, package: PackageModel, parts: FinishedParts) -> dict[str, Any]:
+def _cases(
+    plan: Plan, package: PackageModel, identities: Mapping[str, Callable[[str | None], Any]], parts: FinishedParts
+) -> dict[str, Any]:
     """Reports of the cases by adapter: of the one named, or of all. A classifier's rows are perturbed as well."""
     if plan.cases is None:
         return {}
-    from evaluators.case_models import package_answer, package_classify
-    from evaluators.cases import read_cases, run_cases, run_classifier_cases
+    from evaluators.case_quality import case_quality
 
-    cases, reports = read_cases(plan.cases), {}
+    measuring = Measuring({"package": package}, identities, _tokenizer(plan), parts, plan.batch_size)
+    reports = {}
     for adapter in [plan.adapter] if plan.adapter is not None else plan.manifest["adapters"]:
-        texts = plan.texts.get(adapter, [])
-        key = {"cases": cases, "texts": texts, "adapter": adapter}
-        key |= {"tokens": plan.answers.max_new_tokens, "identity": package_identity(plan.manifest, adapter)}
-
-        def compute(adapter: str = adapter, texts: list[str] = texts) -> Any:
-            if plan.manifest["adapters"][adapter]["task"] == "classification":
-                return run_classifier_cases(cases, texts, package_classify(package, adapter))
-            return run_cases(cases, package_answer(package, adapter, plan.answers.max_new_tokens))
-
-        reports[adapter] = parts.get(key, compute)
+        task, data = plan.manifest["adapters"][adapter]["task"], plan.rows.get(adapter)
+        quality = case_quality(measuring, adapter, task, plan.cases, data, plan.answers.max_new_tokens)
+        reports[adapter] = quality.details["package"]
     return reports
 
 

@@ -13,20 +13,20 @@ from data.examples import ClassificationData, GenerationData
 from data.loading import load_rows
 from data.preparing import prepare_classification, prepare_generation
 from data.templates import placeholders
+from evaluators.case_quality import CASES
 from evaluators.quality import CLASSIFICATION, GENERATION, LIKELIHOOD, STRUCTURED, AnswerOptions
 from evaluators.structured import read_schema
 from runtime.errors import ConfigError, DataError, OlivalError, nearest
 from runtime.manifest import read_manifest
 
 KIND = "olival quality"  # marks a result file, which alone may be overwritten
-CASES = Path(__file__).resolve().parents[1] / "data" / "samples" / "cases.json"
 
 
 @dataclass(frozen=True)
 class Plan:
     """A request to measure a package. None or empty means not asked for.
 
-    `rows`, `wanted` and `texts` are by adapter; `texts` are a classifier's rows as its template takes them.
+    `rows` and `wanted` are by adapter.
     """
 
     package: Path
@@ -37,7 +37,6 @@ class Plan:
     execution_provider: str | None
     rows: Mapping[str, ClassificationData | GenerationData]
     wanted: Mapping[str, Sequence[str]]
-    texts: Mapping[str, list[str]]
     answers: AnswerOptions
     base: Path | None
     peft: Mapping[str, Path]
@@ -75,12 +74,11 @@ def read_plan(options: argparse.Namespace) -> Plan:
     chosen = options.metrics.split(",") if options.metrics else []
     rows: dict[str, Any] = {}
     wanted: dict[str, Sequence[str]] = {}
-    texts: dict[str, list[str]] = {}
     for name, file in files.items():
         if name not in adapters:
             continue
         try:
-            rows[name], texts[name] = _load(file, adapters[name], options)
+            rows[name] = _load(file, adapters[name], options)
         except OlivalError as error:
             problems.append(f"--data {name}={file}: {error}")
         wanted[name] = _wanted(name, adapters[name]["task"], chosen, options.schema is not None, problems)
@@ -107,7 +105,7 @@ def read_plan(options: argparse.Namespace) -> Plan:
     tasks = options.tasks.split(",") if options.tasks else []
     return Plan(
         options.package, manifest, output, options.adapter, options.batch_size, options.execution_provider,
-        rows, wanted, texts, answers, options.base, peft, options.text_file, options.window, options.stride,
+        rows, wanted, answers, options.base, peft, options.text_file, options.window, options.stride,
         cases, tasks, options.include_path, options.num_fewshot, options.limit,
     )  # fmt: skip
 
@@ -137,13 +135,8 @@ def _is_trained(folder: Path) -> bool:
     return (folder / "adapter.json").is_file()
 
 
-def _load(
-    file: Path, entry: Mapping[str, Any], options: argparse.Namespace
-) -> tuple[ClassificationData | GenerationData, list[str]]:
-    """Rows of a file as an adapter takes them (template, labels, length), and a classifier's texts without template.
-
-    There are no such texts where the template takes several columns.
-    """
+def _load(file: Path, entry: Mapping[str, Any], options: argparse.Namespace) -> ClassificationData | GenerationData:
+    """Rows of a file as an adapter of the package takes them: its template, labels and length."""
     dataset = load_rows(str(file))
     classifies = entry["task"] == "classification"
     template, column = entry["template"], options.text if classifies else options.prompt
@@ -154,13 +147,11 @@ def _load(
         template = template.replace("{" + names[0] + "}", "{" + column + "}")
     if classifies:
         length, stride = entry["max_length"] or 2**31, entry["window_stride"]
-        data = prepare_classification(dataset, None, options.label, template, entry["labels"], length, stride)
-        names = placeholders(template)
-        return data, [str(text) for text in dataset[names[0]]] if len(names) == 1 else []
+        return prepare_classification(dataset, None, options.label, template, entry["labels"], length, stride)
     length = entry["max_length"] or 2**31
     if template == "chat":
-        return prepare_generation(dataset, column, options.response, max_length=length, chat_template=True), []
-    return prepare_generation(dataset, None, options.response, template, max_length=length), []
+        return prepare_generation(dataset, column, options.response, max_length=length, chat_template=True)
+    return prepare_generation(dataset, None, options.response, template, max_length=length)
 
 
 def _wanted(name: str, task: str, chosen: list[str], with_schema: bool, problems: list[str]) -> Sequence[str]:

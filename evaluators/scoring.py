@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data.examples import ClassificationData, GenerationData
+from evaluators.case_quality import case_quality
 from evaluators.finished_parts import FinishedParts
 from evaluators.latency import PROMPT_TEXT, WarmUp, measure_calls, measure_generation, table_values
 from evaluators.measuring import Measuring
@@ -20,7 +22,7 @@ from runtime.errors import DataError
 def adapter_quality(
     subjects: Subjects,
     adapter: str,
-    data: ClassificationData | GenerationData,
+    data: ClassificationData | GenerationData | None,
     wanted: Sequence[str],
     options: AnswerOptions,
     parts: FinishedParts,
@@ -34,8 +36,9 @@ def adapter_quality(
         DataError: the data are for another task, or hold a label that the adapter does not know.
         OlivalError: logits that are no numbers; names adapter and row.
     """
-    if isinstance(data, ClassificationData) != (subjects.tasks[adapter] == "classification"):
-        raise DataError(f"{data.source}: adapter '{adapter}' is for {subjects.tasks[adapter]}, its data are not")
+    if data is None or isinstance(data, ClassificationData) != (subjects.tasks[adapter] == "classification"):
+        source = data.source if data is not None else "no data"
+        raise DataError(f"{source}: adapter '{adapter}' is for {subjects.tasks[adapter]}, its data are not")
     measuring = Measuring(subjects.models(), subjects.identities(), subjects.torch.tokenizer, parts)
     if isinstance(data, GenerationData):
         return generation_quality(measuring, adapter, data, wanted, options, base="pytorch")
@@ -46,6 +49,19 @@ def adapter_quality(
         for column, name in (("base", "frozen_head"), ("tfidf", "tfidf")):
             quality.add(column, {s: v for s, v in baselines.get(name, {}).items() if s in wanted}, {})
     return quality
+
+
+def adapter_cases(
+    subjects: Subjects,
+    adapter: str,
+    file: Path,
+    data: ClassificationData | GenerationData | None,
+    max_new_tokens: int,
+    parts: FinishedParts,
+) -> Quality:
+    """Bias and robustness cases of an adapter, in the columns pytorch and package; see `case_quality`."""
+    measuring = Measuring(subjects.models(), subjects.identities(), subjects.torch.tokenizer, parts)
+    return case_quality(measuring, adapter, subjects.tasks[adapter], file, data, max_new_tokens)
 
 
 def quality_rows(adapter: str, quality: Quality) -> list[dict[str, Any]]:

@@ -34,20 +34,29 @@ from olive.evaluator.registry import Registry
 
 from data.examples import load_data
 from evaluators import latency
+from evaluators.case_quality import CASES
+from evaluators.case_quality import SCORES as CASE_SCORES
+from evaluators.cases import read_cases
 from evaluators.finished_parts import FinishedParts
 from evaluators.quality import CLASSIFICATION, GENERATION, LOWER_IS_BETTER, STRUCTURED, AnswerOptions
-from evaluators.scoring import adapter_quality, latency_rows, quality_rows, size_columns
+from evaluators.scoring import adapter_cases, adapter_quality, latency_rows, quality_rows, size_columns
 from evaluators.structured import read_schema
-from runtime.errors import ConfigError, DataError, nearest
+from runtime.errors import ConfigError, DataError, OlivalError, nearest
 
 EVALUATOR_TYPE = "OlivalEvaluator"
 # Olive's sub types of the type "accuracy" by the adapter's task, and the rows that they bring into the table
 QUALITY = {"classification": ("accuracy_score", "f1_score"), "generation": ("perplexity",)}
 ROWS = {"classification": ("accuracy", "f1_macro", "f1_weighted"), "generation": ("perplexity",)}
+LOWER = (*LOWER_IS_BETTER, "flip_rate")
+CASES_OF_ALL = CASE_SCORES["classification"]
 # sub types of the type "custom"
-SCORES = {"classification": CLASSIFICATION, "generation": GENERATION}
-# what metric_options say of a "custom" metric, beside the adapter
-ANSWERING = ("max_new_tokens", "stop", "schema")  # tokens; texts that end an answer; file of a JSON Schema
+SCORES = {
+    "classification": (*CLASSIFICATION, *CASE_SCORES["classification"]),
+    "generation": (*GENERATION, *CASE_SCORES["generation"]),
+}
+# what metric_options say of a "custom" metric, beside the adapter: tokens; texts that end an answer; file of a JSON
+# Schema; file of cases
+ANSWERING = ("max_new_tokens", "stop", "schema", "cases")
 PERCENTILES = tuple(f"p{p}" for p in latency.TABLE_PERCENTILES)
 PHASES = {"first_token": "ttft", "output_token": "tpot", "classify": "classify"}
 LATENCY_OPTIONS = {"prompt_tokens": 32, "new_tokens": 32}
@@ -114,12 +123,22 @@ class WorkspaceEvaluator(OliveEvaluator):
         sub_types = {_score(sub): sub for sub in metric.sub_types}
         wanted = ROWS[subjects.tasks[adapter]] if metric.type == "accuracy" else list(sub_types)
         options = answer_options(self.metric_options.get(metric.name, {}))
-        quality = adapter_quality(subjects, adapter, load_data(metric.data_config), wanted, options, parts)
-        evaluation["details"][metric.name] = {"adapter": adapter, **quality.details}
+        data = load_data(metric.data_config) if metric.data_config is not None else None
+        evaluation["details"][metric.name] = details = {"adapter": adapter}
+        rows = []
+        if scores := [score for score in wanted if score not in CASES_OF_ALL]:
+            quality = adapter_quality(subjects, adapter, data, scores, options, parts)
+            rows += quality_rows(adapter, quality)
+            details |= quality.details
+        if scores := [score for score in wanted if score in CASES_OF_ALL]:
+            file = Path(self.metric_options.get(metric.name, {}).get("cases", CASES))
+            quality = adapter_cases(subjects, adapter, file, data, options.max_new_tokens, parts)
+            rows += [row for row in quality_rows(adapter, quality) if row["metric"] in scores]
+            details["cases"] = quality.details
         measured = {}
-        for row in quality_rows(adapter, quality):
+        for row in rows:
             name = row["metric"]
-            row |= {"higher_is_better": name not in LOWER_IS_BETTER, "goal": None}
+            row |= {"higher_is_better": name not in LOWER, "goal": None}
             if name in sub_types:
                 row |= self._goal(metric, sub_types[name])
             evaluation["quality"].append(row)
@@ -213,12 +232,12 @@ def metric_problems(metrics: list[Any], tasks: dict[str, str], metric_options: d
 def _quality_problems(where: str, metric: Any) -> list[str]:
     problems = []
     for sub in metric.sub_types:
-        higher = sub.name not in LOWER_IS_BETTER
+        higher = sub.name not in LOWER
         if metric.type == "custom" and sub.goal is None and sub.priority == -1:
             sub.higher_is_better = higher  # Olive's default, false; without goal and priority it decides nothing
         if sub.higher_is_better != higher:  # goals need it right
             problems.append(f"{where}.sub_types.{sub.name}.higher_is_better: must be {str(higher).lower()}")
-    if metric.data_config is None:
+    if metric.data_config is None and any(_score(sub) not in CASES_OF_ALL for sub in metric.sub_types):
         problems.append(f"{where}.data_config: is required, it names the rows to score")
     return problems
 
@@ -231,6 +250,13 @@ def _answer_problems(where: str, metric: Any, options: dict[str, Any]) -> list[s
         problems.append(f"{where}.max_new_tokens: must be a whole number from 1, but got {tokens!r}")
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         problems.append(f"{where}.stop: must be a list of texts, but got {stop!r}")
+    if "cases" in options:
+        if not any(sub.name in CASES_OF_ALL for sub in metric.sub_types):
+            problems.append(f"{where}.cases: none of the metric's scores uses it; those are {', '.join(CASES_OF_ALL)}")
+        try:
+            read_cases(Path(str(options["cases"])))
+        except OlivalError as error:
+            problems.append(f"{where}.cases: {error}")
     structured = [str(sub.name) for sub in metric.sub_types if sub.name in STRUCTURED]
     if "schema" in options:
         try:

@@ -186,4 +186,4 @@ def test_what_cannot_be_measured_here_is_not_missed(capsys: pytest.CaptureFixtur
     content = evaluation(quality=quality, sizes=[size(7e6, 6e6)])
     assert missed_goals(content) == ["total size is 7.00 MB, the goal is <= 6.00 MB"]
     print_report(content, None, tmp_path)
-    assert ["spam", "accuracy", "0.700", "0.800", "-", "-", ">=", "0.900", "unmeasured"] in lines_of(capsys)
+    assert ["spam", "accuracy", "0.700", "0.800", "-", "-", "-", ">=", "0.900", "unmeasured"] in lines_of(capsys)
