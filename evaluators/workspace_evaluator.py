@@ -124,7 +124,8 @@ class WorkspaceEvaluator(OliveEvaluator):
         wanted = ROWS[subjects.tasks[adapter]] if metric.type == "accuracy" else list(sub_types)
         options = answer_options(self.metric_options.get(metric.name, {}))
         data = load_data(metric.data_config) if metric.data_config is not None else None
-        evaluation["details"][metric.name] = details = {"adapter": adapter}
+        details: dict[str, Any] = {"adapter": adapter}
+        evaluation["details"][metric.name] = details
         rows = []
         if scores := [score for score in wanted if score not in CASES_OF_ALL]:
             quality = adapter_quality(subjects, adapter, data, scores, options, parts)
