@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,7 @@ def _given(package: Path | None, adapters: list[str]) -> tuple[Path, dict[str, P
     return package, {name: Path(folder) for name, _, folder in pairs}
 
 
-def _adapter(manifest: dict[str, Any], adapters: dict[str, Path], task: str) -> str:
+def _adapter(manifest: Mapping[str, Any], adapters: dict[str, Path], task: str) -> str:
     for name in adapters:
         if manifest["adapters"].get(name, {}).get("task") == task:
             return name

@@ -88,8 +88,10 @@ class PackageModel:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         token = config.get(f"{which}_token")
         text = token.get("content") if isinstance(token, dict) else token
-        number = self.runtime.tokenizer.token_to_id(text) if isinstance(text, str) else None
-        return None if number is None else (str(text), number)
+        if not isinstance(text, str):
+            return None
+        number = self.runtime.tokenizer.token_to_id(text)
+        return None if number is None else (text, number)
 
 
 def _selected_logits(

@@ -146,7 +146,7 @@ def harness_results(model: Any, tokenizer: Any, text: str, max_length: int) -> d
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=max_length, device="cpu")
     request = Instance("loglikelihood_rolling", {}, (text,), 0)
     (value,) = lm.loglikelihood_rolling([request], disable_tqdm=True)
-    count_words, count_bytes = PerplexityTask.count_words.__func__, PerplexityTask.count_bytes.__func__  # type: ignore[attr-defined]
+    count_words, count_bytes = PerplexityTask.count_words.__func__, PerplexityTask.count_bytes.__func__
     words, size = count_words(PerplexityTask, text), count_bytes(PerplexityTask, text)
     return {
         "word_perplexity": weighted_perplexity([(value, words)]),
@@ -216,7 +216,7 @@ def test_bytes_and_words() -> None:
     assert found["byte_perplexity"] == pytest.approx(2 ** (3 / 8))
     assert found["word_perplexity"] == pytest.approx(2.0)  # three pieces: the last one is empty
     for text in ("", "a", " a  b\t\nc ", "não é\n"):
-        assert word_count(text) == PerplexityTask.count_words.__func__(SimpleNamespace, text)  # type: ignore[attr-defined]
+        assert word_count(text) == PerplexityTask.count_words.__func__(SimpleNamespace, text)
     assert text_perplexity(model, ["x"], [[7] * 1100], None, 8, prefix=7)["word_perplexity"] is None
 
 
