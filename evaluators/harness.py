@@ -17,6 +17,7 @@ from runtime.errors import ConfigError, OlivalError, nearest
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+BOOTSTRAPS = 100  # resamples of scores that are no means, for their standard error; the harness's most for BLEU
 MAX_NEW_TOKENS = 256  # of a task that does not say; HFLM's number
 
 
@@ -30,6 +31,8 @@ def run_tasks(
     batch_size: int = 16,
 ) -> dict[str, dict[str, float]]:
     """Scores of tasks: {task: {"metric,filter": value}}, by the harness's own names, such as "acc,none".
+
+    Where the harness has a standard error of a score it stands beside it, as "acc_stderr,none".
 
     Args:
         model: evaluators.package_model.PackageModel or evaluators.torch_model.TorchModel.
@@ -70,14 +73,14 @@ def run_tasks(
             limit=limit,
             num_fewshot=num_fewshot,
             log_samples=False,
-            bootstrap_iters=0,  # no standard errors
+            bootstrap_iters=BOOTSTRAPS,
         )
     except OlivalError:
         raise
     except (OSError, ValueError) as error:  # of datasets and the hub's client: no file, no network
         raise OlivalError(f"{', '.join(tasks)}: cannot be run: {type(error).__name__}: {error}") from error
     return {
-        name: {key: value for key, value in scores.items() if "," in key and "_stderr," not in key}
+        name: {key: value for key, value in scores.items() if "," in key and isinstance(value, int | float)}
         for name, scores in results["results"].items()
     }
 

@@ -52,12 +52,12 @@ def _print_scores(console: Console, rows: list[dict[str, Any]]) -> None:
 def _print_confusions(console: Console, adapter: str, details: Mapping[str, Any]) -> None:
     found = details.get("package", {})
     labels = found.get("labels", [])
-    if not 0 < len(labels) <= MOST_CLASSES:
+    if not 0 < len(labels) <= MOST_CLASSES:  # of thousands there is no matrix at all
         return
     grid = plain_table([f"{adapter}: expected"], [*labels, "recall", "precision"], [])
     for label, row in zip(labels, found["confusion_matrix"], strict=True):
         scores = found["per_class"][label]
-        grid.add_row(label, *map(str, row), f"{scores['recall']:.3f}", f"{scores['precision']:.3f}")
+        grid.add_row(label, *map(str, row), *(number_text(name, scores[name]) for name in ("recall", "precision")))
     console.print(grid)
 
 

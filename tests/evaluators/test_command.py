@@ -128,10 +128,18 @@ def test_what_was_finished_before_a_kill_is_not_computed_again(
 ) -> None:
     arguments = [str(package_folder), "--data", "story=stories.jsonl", "--data", "mood=moods.csv"]
     arguments += ["--text", "sms", "--label", "mood"]
-    original, calls = PackageModel.class_logits, []
+    original = PackageModel.class_logits
+    calls: list[str] = []
 
     def killed(*_: Any) -> Any:
         raise KeyboardInterrupt
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*values: Any) -> Any:
+            calls.append(name)
+            return function(*values)
+
+        return call
 
     with monkeypatch.context() as patch:
         patch.setattr(PackageModel, "class_logits", killed)
@@ -139,8 +147,8 @@ def test_what_was_finished_before_a_kill_is_not_computed_again(
     assert "the same command goes on" in capsys.readouterr().err
     assert not Path("tiny-quality.json").exists() and len(list(Path("tiny-quality.parts").iterdir())) == 2
     scored = PackageModel.token_scores
-    monkeypatch.setattr(PackageModel, "token_scores", lambda *a: calls.append("tokens") or scored(*a))
-    monkeypatch.setattr(PackageModel, "class_logits", lambda *a: calls.append("classes") or original(*a))
+    monkeypatch.setattr(PackageModel, "token_scores", counted("tokens", scored))
+    monkeypatch.setattr(PackageModel, "class_logits", counted("classes", original))
     assert main(arguments) == 0
     assert calls == ["classes"] and not Path("tiny-quality.parts").exists()
     assert main(arguments) == 0  # complete, so measured anew, and put in the former result's place
