@@ -7,6 +7,7 @@ in random order, so that a ratio compares neighbours in time.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,7 @@ def compare(
     rounds: int = 40,
     prompt_tokens: int = 32,
     new_tokens: int = 64,
+    threads: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, list[Speed]]:
     """Runs each loop once a round; returns the speeds of "ours", "theirs" and "theirs, reading tokens" by round.
@@ -84,12 +86,16 @@ def compare(
     """
     import onnxruntime_genai
 
-    model = MultiAdapterModel.load(folder)
+    model = MultiAdapterModel.load(folder, threads=threads)
     manifest = model.manifest
     if manifest.get("engine") == "onnxruntime" or model.execution_provider != "cpu":
         raise PackageError(f"{folder}: is not run by onnxruntime-genai on the CPU")
     ids = list(model.tokenizer.encode(PROMPT_TEXT * prompt_tokens).ids[:prompt_tokens])
-    plain = onnxruntime_genai.Model(str(folder))  # threads as genai_config.json says, which are the target's
+    config = onnxruntime_genai.Config(str(folder))
+    if model.threads:
+        options = {"intra_op_num_threads": model.threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    plain = onnxruntime_genai.Model(config)
     loads: dict[str, Callable[[], Speed]] = {
         "ours": partial(our_run, model, ids, new_tokens),
         "theirs": partial(genai_run, plain, ids, new_tokens),
@@ -127,13 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40, help="runs of each loop (default: 40)")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="default: 32")
     parser.add_argument("--new-tokens", type=int, default=64, help="default: 64")
+    parser.add_argument("--threads", type=int, help="of both (default: those of the package's target)")
     options = parser.parse_args(arguments)
-    least = {"rounds": 1, "prompt_tokens": 1, "new_tokens": 2}
+    least = {"rounds": 1, "prompt_tokens": 1, "new_tokens": 2, "threads": 1}
     try:
         problems = [
-            f"--{name.replace('_', '-')}: must be {low} or more, but got {getattr(options, name)}"
+            f"--{name.replace('_', '-')}: must be {low} or more, but got {value}"
             for name, low in least.items()
-            if getattr(options, name) < low
+            if (value := getattr(options, name)) is not None and value < low
         ]
         if problems:
             raise ConfigError(problems)
@@ -142,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.rounds,
             options.prompt_tokens,
             options.new_tokens,
+            options.threads,
             lambda line: print(f"\r{line}   ", end="", file=sys.stderr, flush=True),
         )
     except (OlivalError, OSError) as error:
