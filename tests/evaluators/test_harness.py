@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evaluators.harness import harness_model, run_tasks
+from evaluators.harness import BOOTSTRAPS, harness_model, run_tasks
 from evaluators.package_model import PackageModel
 from evaluators.torch_model import TorchModel
 from runtime.errors import ConfigError, OlivalError
@@ -123,7 +123,7 @@ def test_tasks_give_what_the_harness_gives(
 
     names = [name for name in TASKS if name != "tiny_sampling"]
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-    results = simple_evaluate(own_model(adapter), tasks=names, task_manager=manager, bootstrap_iters=10)["results"]
+    results = simple_evaluate(own_model(adapter), tasks=names, task_manager=manager, bootstrap_iters=BOOTSTRAPS)["results"]
     for model in (torch_model, package_model):
         found = run_tasks(model, names, task_folder, adapter, batch_size=3)
         assert set(found) == set(names)
