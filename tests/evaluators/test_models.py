@@ -92,7 +92,7 @@ def test_flipped_rows_are_named(
     tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], package_model: PackageModel, rows: list[list[int]]
 ) -> None:
     """The package against PyTorch with another head: wherever the labels differ, both answers and the text."""
-    from scipy.special import softmax  # type: ignore[import-untyped]
+    from scipy.special import softmax
 
     other = TorchModel(tiny_llama_path, {"mood": make_peft_adapter(tiny_llama_path, seed=5, labels=LABELS)})
     scores = adapter_parity(other, package_model, "mood", rows, "classification")
