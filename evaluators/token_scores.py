@@ -6,7 +6,7 @@ The logits of a batch are the largest thing that an evaluation holds, so a batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ def score_rows(
     selected_logits: SelectedLogits,
     reduce: Reduce,
     adapter: str | None,
+    each: Callable[..., Iterable[None]] = map,
 ) -> list[Scores]:
     """Scores of the tokens `starts[i]` to the end of each row, in the order of the rows.
 
@@ -42,6 +43,7 @@ def score_rows(
         selected_logits: runs the model.
         reduce: `log_probabilities` or its like; a log-probability that is not finite means that the logits are not.
         adapter: for messages.
+        each: calls a function for every batch, as `map` does; a thread pool's computes several at a time.
 
     Raises:
         OlivalError: a start outside its row, or logits that are not finite; names the row, the latter the adapter too.
@@ -52,7 +54,8 @@ def score_rows(
         if not 1 <= start <= len(row):
             raise OlivalError(f"row {number}: 1 <= start <= tokens must hold, but got (start={start}, {len(row)})")
     results: list[Scores] = [(np.zeros(0), np.zeros(0, bool)) for _ in rows]
-    for batch in score_batches([len(row) for row in rows], starts, batch_size, vocabulary):
+
+    def score(batch: list[int]) -> None:
         first = min(starts[i] for i in batch) - 1
         ids, mask = pad_right([rows[i][:-1] for i in batch])
         logits = selected_logits(ids, mask, np.arange(first, ids.shape[1], dtype=np.int64))
@@ -62,6 +65,9 @@ def score_rows(
             results[i] = reduce(logits[place, begin : begin + len(wanted)], wanted)
             if not np.isfinite(results[i][0]).all():
                 raise NotFiniteError(adapter, i)
+
+    for _ in each(score, score_batches([len(row) for row in rows], starts, batch_size, vocabulary)):
+        pass  # what went wrong in a batch is raised here
     return results
 
 

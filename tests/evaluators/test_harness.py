@@ -123,7 +123,9 @@ def test_tasks_give_what_the_harness_gives(
 
     names = [name for name in TASKS if name != "tiny_sampling"]
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-    results = simple_evaluate(own_model(adapter), tasks=names, task_manager=manager, bootstrap_iters=BOOTSTRAPS)["results"]
+    reference = own_model(adapter)
+    evaluated = simple_evaluate(reference, tasks=names, task_manager=manager, bootstrap_iters=BOOTSTRAPS)
+    results = evaluated["results"]
     for model in (torch_model, package_model):
         found = run_tasks(model, names, task_folder, adapter, batch_size=3)
         assert set(found) == set(names)
