@@ -8,7 +8,7 @@ from html import escape
 _CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: #fff; color: #1a1a1a;
+body { margin: 0 auto; max-width: 78rem; padding: 1rem; background: #fff; color: #1a1a1a;
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #bbb; }
@@ -28,7 +28,7 @@ thead th { border-bottom: 2px solid #555; vertical-align: bottom; }
 th[scope=row] { font-weight: 600; position: sticky; left: 0; background: #fff; max-width: 40vw; }
 .n { text-align: right; white-space: nowrap; }
 .interval, .missing { color: #555; font-size: .85em; }
-.missing { white-space: normal; display: inline-block; min-width: 7rem; }
+.missing { white-space: normal; display: inline-block; min-width: 5.5rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: .5rem 0; min-width: 0; max-width: 34rem; }
 figure svg { display: block; width: 100%; height: auto; }

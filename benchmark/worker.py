@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.peak_memory import peak_rss_bytes
+from benchmark.results import write_json
 from evaluators.latency import LEAST_SAMPLES, PROMPT_TEXT, measure_calls, measure_generation
 from runtime.errors import ConfigError, OlivalError, nearest
 from runtime.manifest import read_manifest
@@ -160,11 +159,7 @@ def read_job(options: argparse.Namespace) -> Job:
         ConfigError: everything that is wrong with them.
         PackageError: there is no package to compare them with.
     """
-    problems: list[str] = []
-    numbers = {name: _numbers(name, getattr(options, name), problems) for name in _SIZES}
-    for name in ("new_tokens", "runs", "threads"):
-        if len(numbers[name]) > 1:
-            problems.append(f"--{name.replace('_', '-')}: takes one number, but got {getattr(options, name)!r}")
+    numbers, problems = read_numbers(options)
     if options.execution_provider not in PROVIDERS:
         known = nearest(options.execution_provider, PROVIDERS)
         problems.append(f"--execution-provider: there is no '{options.execution_provider}'; {known}")
@@ -199,6 +194,16 @@ def read_job(options: argparse.Namespace) -> Job:
     )
 
 
+def read_numbers(options: argparse.Namespace) -> tuple[dict[str, list[int]], list[str]]:
+    """The command line's texts such as "1,4" as numbers by option, and what is wrong with them."""
+    problems: list[str] = []
+    numbers = {name: _numbers(name, getattr(options, name), problems) for name in _SIZES}
+    for name in ("new_tokens", "runs", "threads"):
+        if len(numbers[name]) > 1:
+            problems.append(f"--{name.replace('_', '-')}: takes one number, but got {getattr(options, name)!r}")
+    return numbers, problems
+
+
 def _numbers(name: str, text: str | None, problems: list[str]) -> list[int]:
     """Whole numbers from "1,4"; None gives none. What is wrong goes into `problems`."""
     try:
@@ -209,13 +214,6 @@ def _numbers(name: str, text: str | None, problems: list[str]) -> list[int]:
         what = f"must be {_SIZES[name]} or more{_WHY.get(name, '')}"
         problems.append(f"--{name.replace('_', '-')}: {what}, but got {text!r}")
     return list(dict.fromkeys(numbers))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file in one step; NaN and infinity are errors."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _parser() -> argparse.ArgumentParser:
