@@ -201,6 +201,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         ("the package", True),
         ("versions", True),
         ("the commit", True),
+        ("the work tree", True),
         ("the measurement is damaged", True),
     ],
 )
@@ -227,6 +228,8 @@ def test_an_interrupted_run_goes_on(
         monkeypatch.setattr("benchmark.measuring.results.versions", lambda: {"python": "3.99.0"})
     elif change == "the commit":
         monkeypatch.setattr("benchmark.measuring.results.commit", lambda: ("b" * 40, False))
+    elif change == "the work tree":
+        monkeypatch.setattr("benchmark.measuring.results.commit", lambda: ("a" * 40, True))
     elif change == "the measurement is damaged":
         (file,) = (tmp_path / "out" / "unfinished").iterdir()
         file.write_text("{", encoding="utf-8")
