@@ -195,13 +195,10 @@ def _why_not(results: Mapping[str, Any], name: tuple[str, str]) -> str:
 
 def _warnings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """What differs around the measurements."""
-    machines = [{**each["machine"], "memory_bytes": None} for each in (before, after)]  # varies between starts
-    for what, old, new in (
-        ("machine", *machines),
-        ("version of", before["versions"], after["versions"]),
-        ("option", before["options"], after["options"]),
-    ):
-        yield from _differences(f"{what} ", old, new)
+    old, new = ({**each["machine"], "memory_bytes": None} for each in (before, after))  # varies between starts
+    yield from _differences("machine ", old, new)
+    yield from _differences("version of ", before["versions"], after["versions"])
+    yield from _differences("option ", before["options"], after["options"])
     for word, each in (("before", before), ("after", after)):
         if each["dirty"] is not False:
             state = "with changes that are not committed" if each["dirty"] else "outside a git repository"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from benchmark import results
 from benchmark.results import commit, machine, read_json, read_results, versions, write_json, write_text
 from runtime.errors import DataError
 from tests.benchmark.example_results import example_results, measurement
@@ -134,13 +134,13 @@ def test_text_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "report.html"
     file.write_text("before", encoding="utf-8")
     seen = []
-    replace = results.os.replace
+    replace = os.replace
 
     def look(source: Path, target: Path) -> None:
         seen.append((file.read_text(encoding="utf-8"), Path(source).read_text(encoding="utf-8")))
         replace(source, target)
 
-    monkeypatch.setattr(results.os, "replace", look)
+    monkeypatch.setattr("benchmark.results.os.replace", look)
     write_text(file, "after ü")
     assert seen == [("before", "after ü")] and file.read_text(encoding="utf-8") == "after ü"
 
@@ -185,22 +185,22 @@ def test_machine_and_versions() -> None:
 
 
 def test_a_tool_that_hangs_or_fails_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("benchmark.results.shutil.which", lambda name: f"/bin/{name}")
 
     def hang(command: list[str], **options: Any) -> None:
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
-    monkeypatch.setattr(results.subprocess, "run", hang)
+    monkeypatch.setattr("benchmark.results.subprocess.run", hang)
     assert machine()["gpus"] == [] and commit() == (None, None)
 
     def failing(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 9, "NVIDIA-SMI has failed", "")
 
-    monkeypatch.setattr(results.subprocess, "run", failing)
+    monkeypatch.setattr("benchmark.results.subprocess.run", failing)
     assert machine()["gpus"] == []
 
     def answering(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 0, "GPU A\nGPU B\n", "")
 
-    monkeypatch.setattr(results.subprocess, "run", answering)
+    monkeypatch.setattr("benchmark.results.subprocess.run", answering)
     assert machine()["gpus"] == ["GPU A", "GPU B"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from benchmark import targets
 from benchmark.targets import find_targets, install_command, parse_targets, start
 from runtime.errors import ConfigError, ProviderError
 
@@ -52,7 +51,7 @@ def test_what_is_no_target(text: str, problems: list[str]) -> None:
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What onnxruntime says that it has; a test may add to it."""
     names = ["CPUExecutionProvider"]
-    monkeypatch.setattr(targets.onnxruntime, "get_available_providers", lambda: list(names))
+    monkeypatch.setattr("benchmark.targets.onnxruntime.get_available_providers", lambda: list(names))
     return names
 
 
@@ -86,10 +85,10 @@ def test_a_target_that_is_not_here(
     reason: str,
     command: str,
 ) -> None:
-    monkeypatch.setattr(targets, "check_wheels", lambda: None)
-    monkeypatch.setattr(targets.importlib.metadata, "version", lambda wheel: "1.2.3")
-    monkeypatch.setattr(targets.sys, "platform", platform)
-    monkeypatch.setattr(targets.shutil, "which", lambda tool: driver)
+    monkeypatch.setattr("benchmark.targets.check_wheels", lambda: None)
+    monkeypatch.setattr("benchmark.targets.importlib.metadata.version", lambda wheel: "1.2.3")
+    monkeypatch.setattr("benchmark.targets.sys.platform", platform)
+    monkeypatch.setattr("benchmark.targets.shutil.which", lambda tool: driver)
     assert find_targets([name]) == [
         {
             "execution_provider": name,
@@ -127,7 +126,7 @@ def test_a_provider_that_is_listed_but_does_not_start(
             raise subprocess.TimeoutExpired(command, options["timeout"])
         return subprocess.CompletedProcess(command, code, "", stderr)
 
-    monkeypatch.setattr(targets.subprocess, "run", run)
+    monkeypatch.setattr("benchmark.targets.subprocess.run", run)
     listed.append("CUDAExecutionProvider")
     entry = {"execution_provider": "cuda", "available": False, "reason": reason, "install": None}
     assert find_targets(["cuda"]) == [entry]
