@@ -46,7 +46,7 @@ def latency_figures(results: Mapping[str, Any]) -> list[Figure]:
                 continue
             rows = [_row_name(results, m, run) for m, run in chosen]
             svg = row_plot(f"latency-{phase}-{number}", rows, dots, f"{title}, ms")
-            caption = f"{title.capitalize()} {_setting(chosen[0][1])}: {_extremes(rows, dots[0], 'ms')}"
+            caption = f"{title.capitalize()} {setting(chosen[0][1])}: {_extremes(rows, dots[0], 'ms')}"
             figures.append(Figure(svg, f"{caption} {_bars(dots[0])}{_absent(run[phase] for _, run in chosen)}"))
     return figures
 
@@ -59,7 +59,7 @@ def overhead_figures(results: Mapping[str, Any]) -> list[Figure]:
         runs = m.get("generation") or []
         smallest = min((run["batch_size"] for run in runs), default=1)
         for run in runs:
-            base = [b for b in runs if b["adapter"] is None and _setting(b) == _setting(run)]
+            base = [b for b in runs if b["adapter"] is None and setting(b) == setting(run)]
             if run["adapter"] is None or run["batch_size"] != smallest or not base:
                 continue
             name = _row_name(results, m, run)
@@ -131,7 +131,8 @@ def quality_figures(results: Mapping[str, Any]) -> list[Figure]:
         panels = [(f"{what}, median, ms", latencies), ("base and adapter on disk, MB", sizes_shown)]
         label = f"{metric} ({better} is better)"
         each = "; ".join(f"{_of(line)} {number(line.points[0][1].value)}" for line in by_latency)
-        caption = f"{metric} against the median {what} and against size ({better} and further left is better): {each}."
+        title = metric[:1].upper() + metric[1:]
+        caption = f"{title} against the median {what} and against size ({better} and further left is better): {each}."
         slug = f"quality-{len(figures)}"
         figures.append(Figure(quality_plot(slug, panels, label), caption + left_out))
     return figures
@@ -153,7 +154,7 @@ def number(value: float | None) -> str:
     """Three digits, with thousands separated: 0.501, 47.6, 1,960."""
     if value is None:
         return "n/a"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _runs(measurement: Mapping[str, Any]) -> Iterable[Run]:
@@ -164,7 +165,7 @@ def _lengths(run: Run) -> tuple[int, int]:
     return run["prompt_tokens"], run.get("new_tokens", 0)
 
 
-def _setting(run: Run) -> str:
+def setting(run: Run) -> str:
     new = f", {run['new_tokens']} new tokens" if "new_tokens" in run else ""
     return f"at batch size {run['batch_size']}, prompts of {run['prompt_tokens']} tokens{new}"
 
@@ -199,7 +200,9 @@ def _fastest(measurement: Mapping[str, Any], adapter: str) -> tuple[Run | None, 
 
 def _extremes(rows: Sequence[str], dots: Dots, unit: str) -> str:
     found = [
-        (span.value, row.replace("\n", ", ")) for row, span in zip(rows, dots.values, strict=True) if span is not None
+        (span.value, _said(row.replace("\n", ", ")))
+        for row, span in zip(rows, dots.values, strict=True)
+        if span is not None
     ]
     low, high = min(found), max(found)
     if len(found) == 1:
@@ -230,4 +233,8 @@ def _few(lines: Sequence[Line]) -> tuple[list[Line], str]:
 
 
 def _of(line: Line) -> str:
-    return ", ".join(filter(None, [line.thing, line.variant]))
+    return _said(", ".join(filter(None, [line.thing, line.variant])))
+
+
+def _said(name: str) -> str:
+    return name.replace(BASE, "the base")  # no other name has brackets
