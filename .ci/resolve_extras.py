@@ -15,8 +15,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WINDOWS, LINUX = "x86_64-pc-windows-msvc", "x86_64-manylinux_2_28"
-PLATFORMS = {"cpu": (LINUX, WINDOWS), "cuda": (LINUX, WINDOWS), "directml": (WINDOWS,)}
+PLATFORMS = {"cpu": (LINUX, WINDOWS), "cuda": (LINUX, WINDOWS), "directml": (WINDOWS,), "harness": (LINUX, WINDOWS)}
 PYTHON = "3.11"
+SOURCE_ONLY = ("rouge-score", "sqlitedict", "word2number")  # pure Python, published without wheels
 
 
 def resolve(extra: str, platform: str) -> list[str]:
@@ -26,6 +27,7 @@ def resolve(extra: str, platform: str) -> list[str]:
         raise RuntimeError("there is no uv here; pip install uv")
     command = [uv, "pip", "compile", "pyproject.toml", "--extra", extra, "--constraint", "constraints.txt"]
     command += ["--python-platform", platform, "--python-version", PYTHON, "--only-binary", ":all:"]
+    command += [f"--no-binary={name}" for name in SOURCE_ONLY]
     command += ["--no-header", "--no-annotate", "--quiet"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if run.returncode:

@@ -115,7 +115,7 @@ def _chosen_adapters(packages: Mapping[str, Path], wanted: Sequence[str] | None)
     """{"adapters": those of the wanted ones that the package has} for each package, {} where all are wanted."""
     if not wanted:
         return {name: {} for name in packages}
-    there = {name: _adapters(folder) for name, folder in packages.items()}
+    there = {name: list(read_manifest(folder, verify=False)["adapters"]) for name, folder in packages.items()}
     known = {adapter for adapters in there.values() for adapter in adapters}
     problems = [f"--adapters: no package has '{n}'; {nearest(n, known)}" for n in wanted if n not in known]
     problems += [
@@ -126,12 +126,6 @@ def _chosen_adapters(packages: Mapping[str, Path], wanted: Sequence[str] | None)
     if problems:
         raise ConfigError(problems)
     return {name: {"adapters": [n for n in wanted if n in adapters]} for name, adapters in there.items()}
-
-
-def _adapters(folder: Path) -> list[str]:
-    """Names of a package's adapters, and "base" for the base without one, unless it is an encoder."""
-    manifest = read_manifest(folder, verify=False)
-    return [*(["base"] if manifest["base"].get("generates", True) else []), *manifest["adapters"]]
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:

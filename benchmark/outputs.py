@@ -45,7 +45,7 @@ def all_logits(model: MultiAdapterModel, adapters: Sequence[str] | None = None) 
     """
     rows = token_rows(model)
     arrays = {f"ids.{i}": np.array(row, np.int64) for i, row in enumerate(rows)}
-    if model.manifest["base"].get("generates", True) and (adapters is None or "base" in adapters):
+    if model.manifest["base"].get("generates", True):
         arrays |= {f"base.{i}": model.logits(np.array([row], np.int64))[0] for i, row in enumerate(rows)}
     for name, entry in model.adapters.items():
         if adapters is not None and name not in adapters:
@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("package", type=Path)
     parser.add_argument("--execution-provider", required=True)
     parser.add_argument("--output", type=Path, required=True, help=".npz file")
-    parser.add_argument("--adapters", help="names, separated by commas; base is the base without one (default: all)")
+    parser.add_argument("--adapters", help="names, separated by commas (default: all)")
     options: Any = parser.parse_args(arguments)
     try:
         model = MultiAdapterModel.load(options.package, execution_provider=options.execution_provider)
         names = options.adapters.split(",") if options.adapters else None
-        if unknown := [name for name in names or [] if name not in ("base", *model.adapters)]:
+        if unknown := [name for name in names or [] if name not in model.adapters]:
             raise OlivalError(f"--adapters: there is no adapter '{unknown[0]}'; {nearest(unknown[0], model.adapters)}")
         arrays = all_logits(model, names)
     except OlivalError as error:

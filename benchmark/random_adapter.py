@@ -15,7 +15,7 @@ def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> N
 
     Args:
         folder: made if it does not exist.
-        base: folder of `benchmark.random_base.save_random_base`.
+        base: a model folder whose projections have Llama's names, such as one of `benchmark.random_base`.
         rank: the r of every projection; alpha is 2 r.
         seed: of A and B, both normal with standard deviation 0.02.
     """
@@ -27,9 +27,8 @@ def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> N
         return
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
-    index = json.loads((base / "model.safetensors.index.json").read_text(encoding="utf-8"))
     tensors: dict[str, np.ndarray] = {}
-    for name, file in index["weight_map"].items():
+    for name, file in _weight_map(base).items():
         module = name.removesuffix(".weight")
         if module == name or module.rsplit(".", 1)[-1] not in PROJECTIONS:
             continue
@@ -50,3 +49,14 @@ def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> N
     temporary = path.with_suffix(".part")
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path)
+
+
+def _weight_map(base: Path) -> dict[str, str]:
+    """The file of each weight."""
+    from safetensors import safe_open
+
+    index = base / "model.safetensors.index.json"
+    if index.is_file():
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    with safe_open(base / "model.safetensors", "numpy") as weights:
+        return {name: "model.safetensors" for name in weights.keys()}  # noqa: SIM118 - it has no iterator

@@ -1,121 +1,94 @@
-"""The benchmark's results in the terminal: tables of at most 100 columns."""
+"""The benchmark's results as tables for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmark.report_figures import BASE, number
 from benchmark.targets import ONE_PER_ENVIRONMENT
-from evaluators.report import TABLE_WIDTH, plain_table
+from evaluators.report import plain_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_NAME_LENGTH = 22  # characters of an adapter's name beside seven columns of numbers
+BASE = "(base)"
 
 
-def console() -> Console:
-    """A terminal that is at most TABLE_WIDTH wide, and no narrower: scrolling sideways loses no digits."""
-    from rich.console import Console
-
-    return Console(width=TABLE_WIDTH, highlight=False)
-
-
-def print_results(results: Mapping[str, Any], to: Console | None = None) -> None:
-    """Prints what was measured, how outputs agree, what is not here and what failed."""
-    to = to or console()
-    missing: dict[str, None] = {}
-    for m in results["measurements"]:
-        _print_measurement(m, to, missing)
-    if missing:
-        tell(to, f"[dim]-: {'; '.join(missing)}[/dim]")
-    _print_quality(results["measurements"], to)
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints what was measured, what differs between targets, and what is not here and why."""
+    console = wide_console()
+    for measurement in results["measurements"]:
+        _print_measurement(console, measurement)
     if results["agreement"]:
-        table = plain_table(["adapter", "outputs of"], ["top-1", "KL", "max diff", "positions"], [])
-        for a in results["agreement"]:
-            where = f"{a['package']}: {a['execution_provider']} / {a['reference']}"
-            scores = [f"{a['top1_agreement']:.4f}", f"{a['kl_divergence']:.2g}", f"{a['max_abs_difference']:.2g}"]
-            table.add_row(*map(_plain, (short(a["adapter"] or BASE), short(where, 40))), *scores, str(a["positions"]))
-        to.print(table)
-    absent = [target for target in results["targets"] if not target["available"]]
-    for target in absent:
-        tell(to, f"[bold]{target['execution_provider']}[/bold] is not here: {_plain(target['reason'])}")
-        if target["install"]:
-            tell(to, f"  {_plain(target['install'])}")
-    if absent:
-        tell(to, f"[dim]{_plain(ONE_PER_ENVIRONMENT)}[/dim]")
+        _print_agreement(console, results["agreement"])
+    for target in results["targets"]:
+        if not target["available"]:
+            command = f"; {target['install']}" if target["install"] else ""
+            console.print(f"{target['execution_provider']}: not here: {target['reason']}{command}", markup=False)
+    if any(target["install"] for target in results["targets"]):
+        console.print(ONE_PER_ENVIRONMENT, style="dim", markup=False)
     for failure in results["failures"]:
         where = f"{failure['package']} on {failure['execution_provider']}"
-        tell(to, f"[bold red]failed[/bold red] {_plain(where)}: {_plain(failure['reason'])}")
+        console.print(f"FAILED {where}: {failure['reason']}", markup=False)
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)
+    console.print(f"{machine['model']}, {machine['cores']} cores; {versions}", style="dim", markup=False)
 
 
-def short(name: str, length: int = _NAME_LENGTH) -> str:
-    """A name cut to a column's width."""
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def tell(to: Console, text: str) -> None:
-    """Prints marked-up text that wraps at words."""
-    to.print(text, soft_wrap=False, overflow="fold")
-
-
-def _plain(text: object) -> str:
-    """Text without markup: names and reasons are input."""
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
-def _print_measurement(m: Mapping[str, Any], to: Console, missing: dict[str, None]) -> None:
-    threads = f", {m['threads']} threads" if m["threads"] else ""
-    tell(to, f"\n[bold]{_plain(m['package'])}[/bold]: {_plain(m['precision'])} on {m['execution_provider']}{threads}; "
-         f"load {m['load_seconds']:.3g} s, peak memory {m['peak_rss_bytes'] / 1e6:,.0f} MB, "
-         f"{m['size_bytes']['total'] / 1e6:,.2f} MB on disk")  # fmt: skip
-    kinds = {
-        "generation": (["ttft ms p50/p90/p99", "tpot ms p50/p90/p99", "tokens/s"], ["ttft_ms", "tpot_ms"]),
-        "classification": (["classify ms p50/p90/p99", "rows/s"], ["latency_ms"]),
-    }
-    for kind, (titles, phases) in kinds.items():
-        runs = m.get(kind) or []
-        if not runs:
-            continue
-        table = plain_table(["adapter"], ["MB", "batch", "tokens", *titles], [])
-        for run in runs:
-            new = f"+{run['new_tokens']}" if "new_tokens" in run else ""
-            rate = run["tokens_per_second" if kind == "generation" else "rows_per_second"]
-            table.add_row(
-                _plain(short(run["adapter"] or BASE)), _megabytes(m, run["adapter"]), str(run["batch_size"]),
-                f"{run['prompt_tokens']}{new}", *(_percentiles(run[phase], missing) for phase in phases),
-                number(rate["median"]),
-            )  # fmt: skip
-        to.print(table)
-        if unstable := [run["adapter"] or BASE for run in runs if not run["stable"]]:
-            tell(to, f"Not stable after the warm-up: {_plain(', '.join(dict.fromkeys(unstable)))}")
-
-
-def _print_quality(measurements: Iterable[Mapping[str, Any]], to: Console) -> None:
-    rows = [
-        (adapter, f"{m['package']} on {m['execution_provider']}", metric, number(value))
-        for m in measurements
-        for adapter, metrics in m["quality"].items()
-        for metric, value in metrics.items()
+def _print_measurement(console: Console, measurement: Mapping[str, Any]) -> None:
+    threads = f"{measurement['threads']} threads" if measurement["threads"] else "threads left to onnxruntime"
+    facts = [
+        measurement["precision"],
+        threads,
+        f"load {measurement['load_seconds']:.2g} s",
+        f"peak memory {measurement['peak_rss_bytes'] / 1e6:,.0f} MB",
+        f"{measurement['size_bytes']['total'] / 1e6:,.2f} MB on disk",
     ]
-    if rows:
-        table = plain_table(["adapter", "quality in the package"], ["value"], ["metric"])
-        for adapter, where, metric, value in rows:
-            table.add_row(*map(_plain, (short(adapter), short(where, 40))), value, _plain(short(metric, 24)))
-        to.print(table)
+    title = f"\n{measurement['package']} on {measurement['execution_provider']}"
+    console.print(title, style="bold", markup=False, end="")
+    console.print(f": {', '.join(facts)}", markup=False, soft_wrap=True)
+    if measurement.get("generation"):
+        writing = plain_table(["adapter"], ["batch", "tokens", "first token ms", "output token ms", "tokens/s"], [])
+        for run in measurement["generation"]:
+            times = [_percentiles(run[kind]) for kind in ("ttft_ms", "tpot_ms")]
+            tokens = f"{run['prompt_tokens']}+{run['new_tokens']}"
+            adapter = _text(run["adapter"] or BASE)
+            writing.add_row(adapter, str(run["batch_size"]), tokens, *times, _rate(run["tokens_per_second"]))
+        console.print(writing)
+    if measurement.get("classification"):
+        classifying = plain_table(["adapter"], ["batch", "tokens", "classify ms", "rows/s"], [])
+        for run in measurement["classification"]:
+            sizes = [str(run["batch_size"]), str(run["prompt_tokens"])]
+            cells = [_percentiles(run["latency_ms"]), _rate(run["rows_per_second"])]
+            classifying.add_row(_text(run["adapter"]), *sizes, *cells)
+        console.print(classifying)
+    runs = [*measurement.get("generation", []), *measurement.get("classification", [])]
+    notes = ["times are p50/p90/p99, - where the samples do not support one"]
+    if unstable := [run["adapter"] or BASE for run in runs if not run["stable"]]:
+        notes.append(f"not stable after the warm-up: {', '.join(dict.fromkeys(unstable))}")
+    console.print("; ".join(notes), style="dim", markup=False)
 
 
-def _megabytes(m: Mapping[str, Any], adapter: str | None) -> str:
-    size = m["size_bytes"]["base"] if adapter is None else m["size_bytes"]["adapters"].get(adapter)
-    return "" if size is None else f"{size / 1e6:,.2f}"
+def _print_agreement(console: Console, rows: list[dict[str, Any]]) -> None:
+    agreement = plain_table(["package", "adapter", "targets"], ["top-1", "KL nats", "max diff", "positions"], [])
+    for row in rows:
+        targets = f"{row['execution_provider']} / {row['reference']}"
+        scores = [f"{row['top1_agreement']:.4f}", f"{row['kl_divergence']:.2g}", f"{row['max_abs_difference']:.2g}"]
+        agreement.add_row(_text(row["package"]), _text(row["adapter"] or BASE), targets, *scores, str(row["positions"]))
+    console.print(agreement)
 
 
-def _percentiles(distribution: Mapping[str, Any], missing: dict[str, None]) -> str:
-    """p50/p90/p99 with - for what is missing, whose reasons go into `missing`."""
-    for percentile, reason in (distribution.get("missing") or {}).items():
-        missing[f"{percentile} {str(reason).partition(', has')[0]}"] = None
-    values: Sequence[float | None] = [distribution[p] for p in ("p50", "p90", "p99")]
-    return "/".join("-" if value is None else number(value) for value in values)
+def _percentiles(distribution: Mapping[str, Any]) -> str:
+    values = (distribution[percentile] for percentile in ("p50", "p90", "p99"))
+    return "/".join("-" if value is None else f"{value:.3g}" for value in values)
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+    return f"{rate['median']:,.4g} ({rate['low']:,.4g}-{rate['high']:,.4g})"
+
+
+def _text(text: str) -> Any:
+    """Names are input: brackets in them are no markup."""
+    from rich.text import Text
+
+    return Text(text)

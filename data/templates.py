@@ -57,3 +57,20 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
                 raise DataError(f"template {template!r}: there is no column {column!r}; {nearest(column, row)}")
             pieces.append(str(row[column]))
     return "".join(pieces)
+
+
+def unfill(template: str, text: str) -> str | None:
+    """The value that a filled template holds; None where it has not exactly one placeholder, once.
+
+    >>> unfill("{text}\\nTopic:", "Where is my parcel?\\nTopic:")
+    'Where is my parcel?'
+    """
+    parts = _parts(template)
+    places = [number for number, (_, column) in enumerate(parts) if column is not None]
+    if len(places) != 1:
+        return None
+    before = parts[places[0]][0]
+    after = "".join(literal for literal, _ in parts[places[0] + 1 :])
+    if len(text) < len(before) + len(after) or not (text.startswith(before) and text.endswith(after)):
+        return None
+    return text[len(before) : len(text) - len(after)]

@@ -105,7 +105,7 @@ def encode_example(
     """
     if max_length < 1:
         raise DataError(f"max_length must be at least 1, but is {max_length}")
-    head = _chat_ids(tokenizer, prompt) if template == "chat" else _ids(tokenizer, prompt, special=True)
+    head = encode_prompt(tokenizer, prompt, template)
     tail = _ids(tokenizer, response, special=False)
     if not tail:
         raise DataError(f"the tokenizer makes no token of the response {response[:40]!r}")
@@ -118,6 +118,15 @@ def encode_example(
     head = bos + body[overflow:]
     tail = tail[: max_length - len(head)]
     return head + tail, [IGNORE] * len(head) + tail
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str = "{prompt}") -> list[int]:
+    """Ids of a prompt as the deployed model sees it, special tokens in place; `prompt` and `template` as above.
+
+    Raises:
+        DataError: "chat" without a chat template.
+    """
+    return _chat_ids(tokenizer, prompt) if template == "chat" else _ids(tokenizer, prompt, special=True)
 
 
 def encode_generation(tokenizer: PreTrainedTokenizerBase, data: GenerationData) -> list[Example]:

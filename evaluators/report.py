@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-TABLE_WIDTH = 100  # characters; narrower terminals wrap its lines rather than lose digits
+TABLE_WIDTH = 100  # characters
 OPERATORS = {True: ">=", False: "<="}
 
 
@@ -50,7 +50,7 @@ def missed_goals(evaluation: dict[str, Any]) -> list[str]:
         if row.get("goal") is not None and not row.get("not_measured") and not goal_met(row):
             name = row["part"] if "part" in row else row["adapter"] or "(base)"
             metric = row.get("metric", "size")
-            lines.append(f"{name} {metric} is {_number(metric, _value(row))}, the goal is {_bound(row)}")
+            lines.append(f"{name} {metric} is {number_text(metric, _value(row))}, the goal is {_bound(row)}")
     return lines
 
 
@@ -61,7 +61,7 @@ def _value(row: dict[str, Any]) -> float | None:
 
 
 def _bound(row: dict[str, Any]) -> str:
-    return f"{OPERATORS[row['higher_is_better']]} {_number(row.get('metric', 'size'), goal_bound(row))}"
+    return f"{OPERATORS[row['higher_is_better']]} {number_text(row.get('metric', 'size'), goal_bound(row))}"
 
 
 def print_report(
@@ -74,10 +74,7 @@ def print_report(
         manifest: the package's, whose adapters may have a parity; None before the export.
         output: the folder of the run's model; `written` says that it is there now.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = max(console.width, TABLE_WIDTH)
+    console = wide_console()
     if evaluation is not None:
         precision, machine = evaluation["precision"], evaluation["machine"]
         kind = f"{precision} ONNX package" if precision else "PyTorch model"
@@ -92,11 +89,20 @@ def print_report(
         console.print(f"Written to {output}", soft_wrap=True)
 
 
+def wide_console() -> Console:
+    """The terminal, at least as wide as the tables: narrower ones wrap their lines rather than lose digits."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    return console
+
+
 def _evaluation_table(evaluation: dict[str, Any]) -> Table:
     rows = [*evaluation["quality"], *evaluation["latency"], *evaluation["sizes"]]
     with_goal = any(row.get("goal") is not None for row in rows)
     table = plain_table(
-        ["adapter", "metric"], ["base before", "PyTorch after", "package", "TF-IDF"], ["goal"] if with_goal else []
+        ["adapter", "metric"], ["base", "PyTorch", "package", "95 %", "TF-IDF"], ["goal"] if with_goal else []
     )
     for group in (_quality_cells(evaluation, with_goal), _latency_cells(evaluation), _size_cells(evaluation)):
         previous = None
@@ -145,8 +151,9 @@ def _print_parity(console: Console, manifest: dict[str, Any]) -> None:
 def _quality_cells(evaluation: dict[str, Any], with_goal: bool) -> list[list[str]]:
     cells = []
     for row in evaluation["quality"]:
-        values = [_number(row["metric"], row[column]) for column in ("base", "pytorch", "package", "tfidf")]
-        cells.append([row["adapter"], row["metric"], *values, *([goal_text(row)] if with_goal else [])])
+        *values, tfidf = (number_text(row["metric"], row[column]) for column in ("base", "pytorch", "package", "tfidf"))
+        goal = [goal_text(row)] if with_goal else []
+        cells.append([row["adapter"], row["metric"], *values, interval_text(row), tfidf, *goal])
     return cells
 
 
@@ -161,7 +168,7 @@ def _latency_cells(evaluation: dict[str, Any]) -> list[list[str]]:
         pair = (rows[adapter, metric], rows[adapter, f"{kind}_p90_ms"])
         values = ["/".join(_milliseconds(row[column]) for row in pair) for column in ("pytorch", "package")]
         goals = ", ".join(text for row in pair if (text := goal_text(row)))
-        cells.append([adapter or "(base)", f"{kind} ms p50/p90", "", *values, *(["", goals] if goals else [])])
+        cells.append([adapter or "(base)", f"{kind} ms p50/p90", "", *values, *(["", "", goals] if goals else [])])
     return cells
 
 
@@ -169,18 +176,25 @@ def _size_cells(evaluation: dict[str, Any]) -> list[list[str]]:
     cells = []
     for row in evaluation["sizes"]:
         values = [_size(row[column]) for column in ("pytorch", "package")]
-        cells.append([row["part"], "size MB", "", *values, *(["", goal_text(row)] if row.get("goal") else [])])
+        cells.append([row["part"], "size MB", "", *values, *(["", "", goal_text(row)] if row.get("goal") else [])])
     return cells
 
 
-def _number(metric: str, value: float | None) -> str:
+def interval_text(row: dict[str, Any]) -> str:
+    """The interval of the last model measured, the package's or before the export PyTorch's."""
+    if row.get("low") is None:
+        return "-"
+    return f"{number_text(row['metric'], row['low'])}-{number_text(row['metric'], row['high'])}"
+
+
+def number_text(metric: str, value: float | None) -> str:
     if metric.endswith("_ms"):
         return _milliseconds(value)
     if metric == "size":
         return f"{_size(value)} MB"
     if value is None:
         return "-"
-    return f"{value:.2f}" if metric == "perplexity" else f"{value:.3f}"
+    return f"{value:.2f}" if metric in ("perplexity", "bleu", "chrf") else f"{value:.3f}"
 
 
 def _milliseconds(value: float | None) -> str:

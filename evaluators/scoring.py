@@ -3,64 +3,79 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data.examples import ClassificationData, GenerationData
-from data.tokenizing import aggregate_windows, encode_generation, encode_text, encode_windows
-from evaluators.classification import classification_scores
-from evaluators.latency import call_latencies, generation_latencies
-from evaluators.perplexity import perplexity
+from evaluators.case_quality import case_quality
+from evaluators.finished_parts import FinishedParts
+from evaluators.latency import PROMPT_TEXT, WarmUp, measure_calls, measure_generation, table_values
+from evaluators.measuring import Measuring
+from evaluators.quality import AnswerOptions, Quality, classification_quality, generation_quality
 from evaluators.size import folder_bytes
 from evaluators.subjects import Subjects
 from runtime.errors import DataError
 
-FILLER = "The quick brown fox jumps over the lazy dog. "
 
-
-def quality_columns(
-    subjects: Subjects, adapter: str, data: ClassificationData | GenerationData
-) -> dict[str, dict[str, float | None]]:
-    """{score name: {"base", "pytorch", "package", "tfidf"}} of an adapter on held-out rows; None is not measured.
+def adapter_quality(
+    subjects: Subjects,
+    adapter: str,
+    data: ClassificationData | GenerationData | None,
+    wanted: Sequence[str],
+    options: AnswerOptions,
+    parts: FinishedParts,
+) -> Quality:
+    """Scores of an adapter on held-out rows, in the columns base, pytorch, package and tfidf, as far as they are there.
 
     For classification "base" is a head on the frozen base (measured when the adapter was trained, on its own validation
     rows); for generation it is the base without the adapter.
+
+    Raises:
+        DataError: the data are for another task, or hold a label that the adapter does not know.
+        OlivalError: logits that are no numbers; names adapter and row.
     """
-    if isinstance(data, ClassificationData) != (subjects.tasks[adapter] == "classification"):
-        raise DataError(f"{data.source}: adapter '{adapter}' is for {subjects.tasks[adapter]}, its data are not")
-    columns: dict[str, dict[str, float | None]] = {}
-    if isinstance(data, ClassificationData):
-        measured = {name: classify_scores(model, subjects, adapter, data) for name, model in subjects.models().items()}
-        file = subjects.folders[adapter] / "baselines.json"
-        baselines = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if baselines.get("validation_data") != data.fingerprint:  # measured on other rows than these
-            baselines = {}
-        measured |= {"base": baselines.get("frozen_head", {}), "tfidf": baselines.get("tfidf", {})}
-    else:
-        examples = encode_generation(subjects.torch.tokenizer, data)
-        measured = {
-            name: {"perplexity": perplexity(partial(model.logits, adapter=adapter), examples)}
-            for name, model in subjects.models().items()
-        }
-        base = perplexity(partial(subjects.torch.logits, adapter=None), examples)
-        measured["base"] = {"perplexity": base}
-    for score in measured["pytorch"]:
-        columns[score] = {c: measured.get(c, {}).get(score) for c in ("base", "pytorch", "package", "tfidf")}
-    return columns
+    if data is None or isinstance(data, ClassificationData) != (subjects.tasks[adapter] == "classification"):
+        source = data.source if data is not None else "no data"
+        raise DataError(f"{source}: adapter '{adapter}' is for {subjects.tasks[adapter]}, its data are not")
+    measuring = Measuring(subjects.models(), subjects.identities(), subjects.torch.tokenizer, parts)
+    if isinstance(data, GenerationData):
+        return generation_quality(measuring, adapter, data, wanted, options, base="pytorch")
+    quality = classification_quality(measuring, adapter, data, wanted)
+    file = subjects.folders[adapter] / "baselines.json"
+    baselines = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if baselines.get("validation_data") == data.fingerprint:  # else measured on other rows than these
+        for column, name in (("base", "frozen_head"), ("tfidf", "tfidf")):
+            quality.add(column, {s: v for s, v in baselines.get(name, {}).items() if s in wanted}, {})
+    return quality
 
 
-def classify_scores(model: Any, subjects: Subjects, adapter: str, data: ClassificationData) -> dict[str, float]:
-    """Scores of a model's most probable labels; windows of a long document are averaged."""
-    tokenizer = subjects.torch.tokenizer
-    if data.window_stride is None:
-        documents = [[encode_text(tokenizer, text, data.max_length)] for text in data.texts]
-    else:
-        documents = [encode_windows(tokenizer, text, data.max_length, data.window_stride) for text in data.texts]
-    logits = model.class_logits([ids for windows in documents for ids in windows], adapter)
-    chosen = aggregate_windows(logits, [len(windows) for windows in documents]).argmax(axis=-1)
-    labels = model.labels(adapter)
-    data.label_ids(labels)  # a label that the adapter was not trained on is an error that names it
-    return classification_scores(data.labels, [labels[i] for i in chosen], labels)
+def adapter_cases(
+    subjects: Subjects,
+    adapter: str,
+    file: Path,
+    data: ClassificationData | GenerationData | None,
+    max_new_tokens: int,
+    parts: FinishedParts,
+) -> Quality:
+    """Bias and robustness cases of an adapter, in the columns pytorch and package; see `case_quality`."""
+    measuring = Measuring(subjects.models(), subjects.identities(), subjects.torch.tokenizer, parts)
+    return case_quality(measuring, adapter, subjects.tasks[adapter], file, data, max_new_tokens)
+
+
+def quality_rows(adapter: str, quality: Quality) -> list[dict[str, Any]]:
+    """Rows {"adapter", "metric", "base", "pytorch", "package", "tfidf", "low", "high"}; None is not measured.
+
+    low and high are the 95 % interval of the package's score, before the export of PyTorch's.
+    """
+    rows = []
+    for score, values in quality.scores.items():
+        pairs = quality.intervals.get(score, {})
+        low, high = pairs.get("package" if "package" in values else "pytorch", (None, None))
+        columns = {column: values.get(column) for column in ("base", "pytorch", "package", "tfidf")}
+        rows.append({"adapter": adapter, "metric": score, **columns, "low": low, "high": high})
+    return rows
 
 
 def latency_rows(
@@ -72,16 +87,17 @@ def latency_rows(
     classify one text of `prompt_tokens`. A base that is an encoder does nothing by itself and has no row.
     """
     tokenizer = subjects.torch.tokenizer
-    ids = tokenizer(FILLER * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
+    ids = tokenizer(PROMPT_TEXT * prompt_tokens, truncation=True, max_length=prompt_tokens)["input_ids"]
     rows: list[dict[str, Any]] = []
     for adapter in [*([None] if subjects.torch.writes else []), *subjects.tasks]:
         models = subjects.models().items()
         if adapter is not None and subjects.tasks[adapter] == "classification":
             calls = {name: partial(model.class_logits, [ids], adapter) for name, model in models}
-            timings = call_latencies(calls, repeats, warmup)
+            measured = measure_calls(calls, repeats, WarmUp(warmup, warmup))
         else:
             streams = {name: partial(model.stream, ids, adapter, new_tokens) for name, model in models}
-            timings = generation_latencies(streams, repeats, warmup)
+            measured = measure_generation(streams, repeats, WarmUp(warmup, warmup))
+        timings = {name: table_values(values) for name, values in measured.items()}
         for metric in timings["pytorch"]:
             column = {name: timings[name][metric] if name in timings else None for name in ("pytorch", "package")}
             rows.append({"adapter": adapter, "metric": metric, **column})

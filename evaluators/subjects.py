@@ -7,10 +7,12 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluators.finished_parts import files_identity
 from evaluators.torch_model import TorchModel
 from runtime.errors import ProviderError
 
@@ -40,13 +42,20 @@ class Subjects:
         """{"pytorch": ..., "package": ...}, the latter only after the export and where it runs."""
         return {"pytorch": self.torch, **({"package": self.package} if self.package is not None else {})}
 
+    def identities(self) -> dict[str, Callable[[str | None], Any]]:
+        """What says of each model that it is still the same with an adapter, or with none (see `FinishedParts`)."""
+
+        def pytorch(adapter: str | None) -> Any:
+            files = [*self.base.glob("*.safetensors"), *([] if adapter is None else self.folders[adapter].glob("*"))]
+            return files_identity(*sorted(files))
+
+        return {"pytorch": pytorch, "package": lambda adapter: package_identity(self.manifest or {}, adapter)}
+
     def description(self) -> dict[str, Any]:
         """On what and with which versions was measured."""
         manifest = self.manifest
         return {
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-            "versions": {name: _version(name) for name in VERSIONS_OF},
+            **machine_and_versions(),
             "precision": manifest["precision"] if manifest is not None else None,
             "not_executed": self.not_executed,
         }
@@ -68,6 +77,21 @@ class Subjects:
             columns = ("base", "pytorch", "package")
             info["metrics"] = {row["metric"]: {column: row[column] for column in columns} for row in rows}
         write_manifest(self.model_folder, manifest)
+
+
+def machine_and_versions() -> dict[str, Any]:
+    """When, on what and with which versions something is measured."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: _version(name) for name in VERSIONS_OF},
+    }
+
+
+def package_identity(manifest: Mapping[str, Any], adapter: str | None) -> Any:
+    """What says that a package's base, and the adapter if one is named, are still the same."""
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    return [files, manifest["adapters"][adapter]["sha256"] if adapter is not None else None]
 
 
 def evaluation_file() -> Path:

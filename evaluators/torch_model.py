@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.tokenizing import length_sorted_batches, pad_batch
+from data.tokenizing import length_sorted_batches, pad_batch, pad_id
+from evaluators.token_scores import Scores, check_finite, score_rows
+from runtime.decoding import TextStream
+from runtime.errors import OlivalError
+from runtime.generation import divide
 
 
 class TorchModel:
@@ -20,8 +24,9 @@ class TorchModel:
         from peft import PeftModel
         from safetensors.torch import load_file
 
-        from passes.base_model import load_base, load_tokenizer
+        from passes.base_model import context_length, load_base, load_tokenizer
 
+        self.context_length = context_length(base)  # most tokens that the base takes; None where it has no limit
         self.tokenizer = load_tokenizer(base)
         self.model: Any = load_base(base)
         self.info: dict[str, dict[str, Any]] = {}
@@ -54,19 +59,116 @@ class TorchModel:
             return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().cpu().numpy()
 
     def class_logits(self, rows: list[list[int]], adapter: str, batch_size: int = 16) -> np.ndarray:
-        """Class logits float32 (rows, classes) of token id lists."""
+        """Class logits float32 (rows, classes) of token id lists.
+
+        Raises OlivalError, naming adapter and row, when one is not finite.
+        """
         import torch
 
         from passes.training.classifier import pooled_features
 
         head = self.heads[adapter].to(self.model.device)
         result = np.empty((len(rows), len(head)), dtype=np.float32)
-        with torch.no_grad(), self._active(adapter):
+        with torch.inference_mode(), self._active(adapter):
             for indices in length_sorted_batches([len(row) for row in rows], batch_size):
                 batch = pad_batch([rows[i] for i in indices], pad_id=0)
                 ids, mask = self._tensors(batch["input_ids"], batch["attention_mask"])
                 result[indices] = (pooled_features(self.model, ids, mask).float() @ head.T).cpu().numpy()
-        return result
+        return check_finite(result, adapter)
+
+    def token_scores(
+        self, rows: Sequence[Sequence[int]], adapter: str | None, starts: Sequence[int], batch_size: int = 16
+    ) -> list[Scores]:
+        """Log-probabilities of the tokens from `starts[i]` on, given all before; see `token_scores.score_rows`."""
+        import torch
+
+        def selected(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> Any:
+            tensors = dict(zip(("input_ids", "attention_mask"), self._tensors(ids, mask), strict=True))
+            # a slice where it is the end, which all of them are here: an index would copy the hidden states
+            return self.model(**tensors, use_cache=False, logits_to_keep=len(positions)).logits
+
+        with torch.inference_mode(), self._active(adapter):
+            vocabulary = int(self.model.config.get_text_config().vocab_size)
+            return score_rows(rows, starts, batch_size, vocabulary, selected, _log_probabilities, adapter)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapter: str | None,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        batch_size: int = 16,
+    ) -> list[str]:
+        """Greedy text after each prompt's ids, without special tokens, ended by end-of-text or before a stop string.
+
+        transformers' generate, prompts of like length padded on the left.
+
+        Raises OlivalError, with all of them, for prompts that are empty or fill the context.
+        """
+        import torch
+
+        longest = self.context_length or max(map(len, prompts), default=0) + max_new_tokens
+        problems = [
+            f"row {i}: the prompt has {len(prompt)} tokens, but must have 1 to {longest - 1}"
+            for i, prompt in enumerate(prompts)
+            if not 0 < len(prompt) < longest
+        ]
+        if problems:
+            raise OlivalError("\n".join(problems))
+        texts = [TextStream(self.tokenizer.backend_tokenizer, stop) for _ in prompts]
+        runs = divide([len(prompt) for prompt in prompts], batch_size, longest_mixed=longest - max_new_tokens)
+        with torch.inference_mode(), self._active(adapter):
+            for run in runs:
+                width = max(len(prompts[i]) for i in run)
+                new_tokens = min(max_new_tokens, longest - width)
+                self._write([prompts[i] for i in run], [texts[i] for i in run], new_tokens)
+        return [text.text() for text in texts]
+
+    def _write(self, prompts: Sequence[Sequence[int]], texts: Sequence[TextStream], new_tokens: int) -> None:
+        """One run of transformers' generate; the texts get its tokens."""
+        import torch
+        from transformers import GenerationConfig
+
+        width = max(map(len, prompts))
+        padding = pad_id(self.tokenizer)
+        ids = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        end = self.model.config.get_text_config().eos_token_id
+        ends = set(end if isinstance(end, list) else [] if end is None else [end])
+        ended = [False] * len(prompts)
+
+        def read(sequences: Any, scores: Any, **_: Any) -> Any:
+            for row, token in enumerate(sequences[:, -1].tolist()):
+                if not ended[row]:
+                    texts[row].push(token)
+                    ended[row] = token in ends or texts[row].stopped
+            return torch.tensor(ended, device=sequences.device)
+
+        # the adapters sit inside the base; what its own generation_config says of sampling or penalties is not greedy
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        own = model.generation_config
+        model.generation_config = GenerationConfig()
+        try:
+            model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=padding,
+                stopping_criteria=[read],
+            )
+        finally:
+            model.generation_config = own
+
+    def encode(self, text: str, special: bool | None = None) -> list[int]:
+        """Ids of a text; `special` adds special tokens or not, None does what the tokenizer does."""
+        return list(self.tokenizer(text, add_special_tokens=special is not False, verbose=False)["input_ids"])
+
+    def special_token(self, which: str) -> tuple[str, int] | None:
+        """Text and id of the tokenizer's "bos" or "eos" token, None where it has none."""
+        text, number = getattr(self.tokenizer, f"{which}_token"), getattr(self.tokenizer, f"{which}_token_id")
+        return None if number is None else (str(text), int(number))
 
     def stream(self, prompt: list[int], adapter: str | None, new_tokens: int) -> Iterator[int]:
         """Greedy decoding with a KV cache; yields exactly `new_tokens` ids, end-of-text does not stop it."""
@@ -92,6 +194,17 @@ class TorchModel:
         plain = adapter is None and hasattr(self.model, "disable_adapter")
         with self.model.disable_adapter() if plain else nullcontext(), exact_float32():
             yield
+
+
+def _log_probabilities(logits: Any, tokens: np.ndarray) -> Scores:
+    """`token_scores.log_probabilities` by torch: logits (count, vocab) of any float type, taken in float32."""
+    import torch
+
+    wanted, logits = torch.from_numpy(tokens).to(logits.device), logits.float()
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    losses[~torch.isfinite(logits.sum(dim=-1))] = torch.nan
+    top = logits.argmax(dim=-1) == wanted
+    return -losses.double().cpu().numpy(), top.cpu().numpy()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.examples import ClassificationData, GenerationData, load_data
 from data.splits import find_duplicates
+from evaluators.quality import OVERLAP, STRUCTURED
 from evaluators.workspace_evaluator import metric_adapter
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
@@ -70,11 +71,14 @@ def check_data(
     metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
     for metric in evaluator.metrics if evaluator is not None else []:
         adapter = metric_adapter(metric, tasks, metric_options) or ""
-        if metric.type == "accuracy" and metric.data_config is not None and adapter in tasks:
+        if metric.type in ("accuracy", "custom") and metric.data_config is not None and adapter in tasks:
             where = f"evaluator.metrics.{metric.name}.data_config"
             data = loader.load(where, metric.data_config, tasks[adapter])
             loader.problems += _label_problems(where, training_data.get(adapter), data)
             loader.problems += _length_problems(where, data, context)
+            written = [str(sub.name) for sub in metric.sub_types if sub.name in (*OVERLAP, *STRUCTURED)]
+            if written and isinstance(data, GenerationData) and not all(data.prompts):
+                loader.problems.append(f"{where}: has rows without a prompt, so no answer for {', '.join(written)}")
     return list(dict.fromkeys(loader.problems))
 
 

@@ -29,6 +29,7 @@ def merge_adapter(
     folder: Path,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    replace: bool = False,
 ) -> str:
     """Writes a package with one adapter in its base, at the precision and for the target of `package`.
 
@@ -39,9 +40,10 @@ def merge_adapter(
         package: the package; it stays as it is.
         adapter: name of an adapter in it, or a PEFT folder (LoRA or DoRA) that was trained on the same base.
         base: the float base that the package was made from: a folder, or the name of a Hugging Face repository.
-        folder: the new package; an older package there is replaced, any other content is refused.
+        folder: the new package; any content but an older package is refused.
         name: the adapter's name in the new package; needed with a PEFT folder.
         settings: task, labels, template, max_length in the place of the adapter's own.
+        replace: put it in the place of an older package.
 
     Returns:
         The adapter's name.
@@ -61,6 +63,8 @@ def merge_adapter(
     if folder == package:
         raise PackageError(f"{folder}: is the package that is merged; choose another folder")
     check_replaceable(folder)
+    if folder.exists() and any(folder.iterdir()) and not replace:
+        raise PackageError(f"{folder}: there is a package already; --replace puts the new one in its place")
     source = local_folder(str(base))
     if (found := base_fingerprint(source)) != manifest["base"]["fingerprint"]:
         raise PackageError(

@@ -85,13 +85,19 @@ def inspect_text(facts: Mapping[str, Any]) -> str:
     ]
     lines += [f"note: {note}" for note in facts.get("notes", [])]
     if "adapters" in facts:
-        rows = [
-            [name, e["task"], f"rank {e['rank']}", f"{e['bytes']:,} bytes", ", ".join(e["labels"] or [])]
-            for name, e in facts["adapters"].items()
-        ]
-    else:
-        rows = [[t["name"], t["dtype"], " x ".join(map(str, t["shape"]))] for t in facts["tensors"]]
+        return "\n".join([*lines, "", adapters_text(facts["adapters"])])
+    rows = [[t["name"], t["dtype"], " x ".join(map(str, t["shape"]))] for t in facts["tensors"]]
     return "\n".join([*lines, "", *_table(rows)])
+
+
+def adapters_text(adapters: Mapping[str, Mapping[str, Any]]) -> str:
+    """A package's adapters as a table: name, task, rank, bytes, template, most tokens of a text, labels."""
+    rows = [["adapter", "task", "rank", "bytes", "template", "max length", "labels"]]
+    for name, entry in adapters.items():
+        template, most = repr(entry["template"]), str(entry["max_length"] or "-")
+        sizes = [str(entry["rank"]), f"{entry['bytes']:,}"]
+        rows.append([name, entry["task"], *sizes, template, most, ", ".join(entry["labels"] or [])])
+    return "\n".join(_table(rows)) if adapters else "no adapters"
 
 
 def check_text(source: Source, result: Fit, manifest: Mapping[str, Any], as_json: bool) -> str:

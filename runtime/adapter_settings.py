@@ -61,6 +61,8 @@ def checked_settings(
         if settings["template"] == "chat":
             problems.append("template 'chat' is for generation")
     else:
+        if labels:
+            problems.append(f"labels are for classification, but the task is {settings['task']}")
         settings["labels"] = None
     if settings["task"] == "generation" and not base.get("generates", True):
         problems.append("task is generation, but the base is an encoder, which writes no text; valid: classification")

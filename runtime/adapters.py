@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.adapter_file import HEAD, write_adapter
-from runtime.adapter_report import check_text, describe_package, describe_source, inspect_text
+from runtime.adapter_report import adapters_text, check_text, describe_package, describe_source, inspect_text
 from runtime.adapter_settings import TASKS, checked_settings
 from runtime.adapter_source import read_settings, read_source
 from runtime.conversion import fit, slot_tensors
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     merge = command("merge", "make a package of its own, with one adapter merged into the base", "package", "adapter")
     merge.add_argument("out", type=Path, help="folder of the new package")
     merge.add_argument("--base", required=True, help="the float base that the package was made from")
+    merge.add_argument("--replace", action="store_true", help="put it in the place of an older package in OUT")
     merge.add_argument("--name", help="name in the new package, where ADAPTER is a PEFT folder")
     for settled in (add, merge):
         settled.add_argument("--task", choices=TASKS)
@@ -208,9 +209,7 @@ def _run(options: argparse.Namespace) -> int:
         entry = add_adapter(options.package, options.name, options.path, settings, options.replace)
         print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
     elif options.command == "list":
-        for name, entry in read_manifest(options.package)["adapters"].items():
-            labels = ", ".join(entry["labels"] or [])
-            print(f"{name}\t{entry['task']}\trank {entry['rank']}\t{entry['bytes']:,} bytes\t{labels}")
+        print(adapters_text(read_manifest(options.package)["adapters"]))
     elif options.command == "drop":
         drop_adapter(options.package, options.name)
         print(f"dropped {options.name}")
@@ -222,7 +221,8 @@ def _run(options: argparse.Namespace) -> int:
                 "merge builds a package, which needs the whole workspace: in the repository, "
                 f'pip install -c constraints.txt -e ".[cpu]" ({error})'
             ) from error
-        name = merge_adapter(options.package, options.adapter, options.base, options.out, options.name, settings)
+        places = (options.package, options.adapter, options.base, options.out)
+        name = merge_adapter(*places, options.name, settings, options.replace)
         print(f"wrote {options.out}: {options.adapter} merged into the base, as adapter '{name}'")
     return 0
 

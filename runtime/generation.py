@@ -28,7 +28,7 @@ class TextGenerator:
     computes, so runs take turns token by token; rows that shall be computed together go into one run.
     """
 
-    def __init__(self, folder: Path, execution_provider: str) -> None:
+    def __init__(self, folder: Path, execution_provider: str, threads: int | None = None) -> None:
         try:
             import onnxruntime_genai
         except ImportError as error:
@@ -39,7 +39,10 @@ class TextGenerator:
         self._og = onnxruntime_genai
         check_provider(execution_provider)
         config = onnxruntime_genai.Config(str(folder))
-        config.overlay(json.dumps({"model": {"pad_token_id": _PADDING}}))
+        overlay: dict[str, Any] = {"pad_token_id": _PADDING}
+        if threads:
+            overlay["decoder"] = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": overlay}))
         config.clear_providers()
         if execution_provider != "cpu":
             config.append_provider(execution_provider)
@@ -98,7 +101,7 @@ class TextGenerator:
                 generator.append_tokens(ids)
                 while not generator.is_done():
                     generator.generate_next_token()
-                    yield [int(token) for token in generator.get_next_tokens()]
+                    yield generator.get_next_tokens().tolist()
             except RuntimeError as error:
                 if options.guide is None:
                     raise

@@ -45,7 +45,7 @@ class MultiAdapterModel:
         self.folder = folder
         self.manifest = manifest
         self.execution_provider = execution_provider
-        self._threads = threads
+        self.threads = threads  # of computing; None leaves it to onnxruntime
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise PackageError(f"{path}: there is no such file; the base needs a fast tokenizer")
@@ -76,8 +76,7 @@ class MultiAdapterModel:
             folder: the package.
             verify: compare every file with the manifest first (reads the whole package once).
             execution_provider: "cpu", "cuda" or "dml" in the place of the one that the package was written for.
-            threads: compute threads of classification, of `logits`, and of generation where onnxruntime-genai cannot
-                run the package, in the place of the target's.
+            threads: compute threads, in the place of the target's.
 
         Raises:
             PackageError: the package is damaged (see `runtime.manifest.read_manifest`), or wheels of onnxruntime clash.
@@ -95,6 +94,11 @@ class MultiAdapterModel:
     def adapters(self) -> dict[str, dict[str, Any]]:
         """Adapters by name, each with its entry of the manifest: task, labels, rank, template and so on."""
         return dict(self.manifest["adapters"])
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the base takes, prompt and answer together."""
+        return self._context_length
 
     def add_adapter(self, name: str, path: str | Path, replace: bool = False, **settings: Any) -> dict[str, Any]:
         """Adds an adapter to the package and makes it usable at once; the base stays loaded, other calls go on.
@@ -187,18 +191,36 @@ class MultiAdapterModel:
         Raises:
             PackageError: as in `stream`; one error names all requests that cannot be met, before anything is computed.
         """
-        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
-        _check_batch_size(batch_size)
-        adapters = [adapter for _, adapter in requests]
-        with self._users.using(adapters):
+        with self._users.using(adapter for _, adapter in requests):
             self._check_writes()
             ids = _for_each(requests, self._encode_checked)
-            texts = [TextStream(self.tokenizer, chosen.stop) for _ in requests]
-            runs = self._engine().runs([len(row) for row in ids], chosen, batch_size) if requests else []
+            rows = [(row, adapter) for row, (_, adapter) in zip(ids, requests, strict=True)]
+            return self.complete(rows, max_new_tokens, batch_size, **options)
+
+    def complete(
+        self,
+        rows: Sequence[tuple[Sequence[int], str | None]],
+        max_new_tokens: int = 128,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[str]:
+        """`generate_batch` for prompts that are token ids already, which `encode_prompt` makes.
+
+        Raises:
+            PackageError: unknown adapter, one for classification, a bad option, or a prompt that fills the context.
+        """
+        chosen = read_options({"max_new_tokens": max_new_tokens, **options})
+        _check_batch_size(batch_size)
+        adapters = [adapter for _, adapter in rows]
+        with self._users.using(adapters):
+            self._check_writes()
+            _for_each(rows, self._check_row)
+            texts = [TextStream(self.tokenizer, chosen.stop) for _ in rows]
+            runs = self._engine().runs([len(ids) for ids, _ in rows], chosen, batch_size) if rows else []
             for run in runs:
                 run = sorted(run, key=lambda i: adapters[i] or "")  # equal mixtures of adapters then share one stack
                 going = set(run)
-                with closing(self._steps([(ids[i], adapters[i]) for i in run], chosen)) as steps:
+                with closing(self._steps([rows[i] for i in run], chosen)) as steps:
                     for tokens in steps:
                         for i, token in zip(run, tokens, strict=True):
                             if i in going and token >= 0:
@@ -248,15 +270,22 @@ class MultiAdapterModel:
         return np.stack(logits) if logits else np.zeros((0, len(labels)), np.float32)
 
     def logits(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, adapter: str | None = None
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        adapter: str | None = None,
+        positions: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right."""
+        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right.
+
+        With `positions`, int64 (count,), only those of each row are computed: (batch, count, vocab).
+        """
         self._check_writes()
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         with self._users.using([adapter]):
             tensors = self._graph().adapters([self._file(adapter)])
-            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD})
+            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD}, positions)
 
     def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
@@ -278,14 +307,27 @@ class MultiAdapterModel:
 
         Stop strings are for texts: here `stop` is refused.
         """
+        return (token for (token,) in self.tokens_batch([(ids, adapter)], max_new_tokens, **options))
+
+    def tokens_batch(
+        self, rows: Sequence[tuple[Sequence[int], str | None]], max_new_tokens: int = 128, **options: Any
+    ) -> Iterator[list[int]]:
+        """At each step the next id of every (ids, adapter) row, and -1 behind a row's end; all are computed together.
+
+        Arguments and errors as in `tokens`.
+
+        Raises:
+            PackageError: also where these rows cannot be computed together (see `runtime.generation.divide`).
+        """
         chosen = read_options({"max_new_tokens": max_new_tokens, **options})
         if chosen.stop:
             raise PackageError("stop ends texts; `tokens` gives ids, stop reading them where they shall end")
-        if adapter is not None:
-            self._entry(adapter, "generation")
         self._check_writes()
-        self._check_length(ids)
-        return (token for (token,) in self._steps([(ids, adapter)], chosen))
+        for ids, adapter in rows:
+            self._check_row(ids, adapter)
+        if len(rows) != 1 and len(self._engine().runs([len(ids) for ids, _ in rows], chosen, len(rows))) != 1:
+            raise PackageError(f"these {len(rows)} rows cannot be computed together; `generate_batch` divides them")
+        return self._steps(rows, chosen)
 
     def _stream(self, ids: Sequence[int], adapter: str | None, options: GenerationOptions) -> Iterator[str]:
         text = TextStream(self.tokenizer, options.stop)
@@ -316,6 +358,11 @@ class MultiAdapterModel:
         if not self.manifest["base"].get("generates", True):
             name = self.manifest["base"]["name"]
             raise PackageError(f"the base {name} is an encoder: it classifies, and writes no text")
+
+    def _check_row(self, ids: Sequence[int], adapter: str | None) -> None:
+        if adapter is not None:
+            self._entry(adapter, "generation")
+        self._check_length(ids)
 
     def _check_length(self, ids: Sequence[int]) -> None:
         if not 0 < len(ids) < self._context_length:
@@ -378,7 +425,7 @@ class MultiAdapterModel:
     def _graph(self) -> GraphSession:
         with self._starting:
             if self._session is None:
-                self._session = GraphSession(self.folder, self.execution_provider, self._threads)
+                self._session = GraphSession(self.folder, self.execution_provider, self.threads)
             return self._session
 
     def _engine(self) -> TextGenerator | PlainGenerator:
@@ -387,7 +434,7 @@ class MultiAdapterModel:
             if self._generator is None and session is not None:
                 self._generator = PlainGenerator(self.folder, session, self._context_length, self._ends())
             elif self._generator is None:
-                self._generator = TextGenerator(self.folder, self.execution_provider)
+                self._generator = TextGenerator(self.folder, self.execution_provider, self.threads)
             return self._generator
 
 

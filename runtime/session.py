@@ -112,10 +112,21 @@ class GraphSession:
         del self._fed[key]
         self._bytes.pop(key, None)
 
-    def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
-        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right."""
-        positions = np.arange(input_ids.shape[1], dtype=np.int64)
-        return self._run("logits", input_ids, attention_mask, adapter, {"logits_positions": positions})
+    def logits(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        adapter: Mapping[str, Any],
+        positions: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq) padded on the right.
+
+        `positions`, int64 (count,), are those to compute, the same in each row: then (batch, count, vocab).
+        """
+        if positions is None:
+            positions = np.arange(input_ids.shape[1], dtype=np.int64)
+        logits = self._run("logits", input_ids, attention_mask, adapter, {"logits_positions": positions})
+        return logits if "logits_positions" in self._optional else logits[:, positions]
 
     def class_logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: Mapping[str, Any]) -> np.ndarray:
         """Class logits, float32 (batch, classes); the language-model head is skipped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from data.tokenizing import pad_batch
+from evaluators import token_scores
 from evaluators.package_model import PackageModel
 from evaluators.parity import adapter_parity
 from evaluators.torch_model import TorchModel
+from runtime.errors import OlivalError
 from tests.conftest import SENTENCES
 
 LABELS = ["bad", "good", "none"]
@@ -89,7 +92,7 @@ def test_flipped_rows_are_named(
     tiny_llama_path: Path, make_peft_adapter: Callable[..., Path], package_model: PackageModel, rows: list[list[int]]
 ) -> None:
     """The package against PyTorch with another head: wherever the labels differ, both answers and the text."""
-    from scipy.special import softmax  # type: ignore[import-untyped]
+    from scipy.special import softmax
 
     other = TorchModel(tiny_llama_path, {"mood": make_peft_adapter(tiny_llama_path, seed=5, labels=LABELS)})
     scores = adapter_parity(other, package_model, "mood", rows, "classification")
@@ -127,3 +130,202 @@ def test_the_reference_computes_in_float32(torch_model: TorchModel, monkeypatch:
     finally:
         matmul.fp32_precision = before
     assert next(torch_model.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("adapter", [None, "story", "mood"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_token_scores_are_those_of_peft_row_by_row(
+    torch_model: TorchModel, package_model: PackageModel, rows: list[list[int]], adapter: str | None, batch_size: int
+) -> None:
+    """In the order of the rows, whatever batches they were computed in; rows with nothing to score among them."""
+    import torch
+
+    starts = [min(1 + 3 * number, len(row)) for number, row in enumerate(rows)]
+    for model in (torch_model, package_model):
+        found = model.token_scores(rows, adapter, starts, batch_size)
+        for row, start, (values, top) in zip(rows, starts, found, strict=True):
+            assert values.dtype == np.float64 and top.dtype == bool and values.shape == top.shape == (len(row) - start,)
+            ids = np.array([row])
+            logits = torch.from_numpy(torch_model.logits(ids, np.ones_like(ids), adapter)[0, start - 1 : -1]).double()
+            expected = torch.log_softmax(logits, -1).numpy()[np.arange(len(row) - start), row[start:]]
+            np.testing.assert_allclose(values, expected, atol=2e-4)
+            np.testing.assert_array_equal(top, logits.argmax(-1).numpy() == row[start:])
+
+
+def test_a_row_may_be_one_longer_than_the_context(torch_model: TorchModel, package_model: PackageModel) -> None:
+    """Its last token is predicted and never read."""
+    row = [1 + i % 250 for i in range(129)]
+    expected, measured = (model.token_scores([row], "story", [1])[0][0] for model in (torch_model, package_model))
+    assert len(expected) == 128
+    np.testing.assert_allclose(measured, expected, atol=2e-4)
+
+
+def test_only_the_positions_that_are_read_are_computed(
+    package_model: PackageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of like length go together, and the vocabulary's logits are those of the last tokens alone."""
+    seen = []
+    session = package_model.runtime._graph()
+    run = session._run
+
+    def spy(output: str, *args: Any) -> np.ndarray:
+        result = run(output, *args)
+        seen.append((args[0].shape, result.shape[:2]))
+        return result
+
+    monkeypatch.setattr(session, "_run", spy)
+    rows = [[1, *range(3, 3 + n)] for n in (5, 20, 6, 21)]
+    package_model.token_scores(rows, "story", [len(row) - 2 for row in rows], batch_size=2)
+    assert seen == [((2, 21), (2, 3)), ((2, 6), (2, 3))]
+
+
+def test_batches_keep_within_the_bytes_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_scores, "LOGITS_BYTES", 4 * 100 * 25)  # 25 positions of a vocabulary of 100
+    lengths, starts = [11, 11, 11, 41, 2, 3], [1, 1, 1, 1, 2, 1]
+    assert token_scores.score_batches(lengths, starts, 16, 100) == [[3], [0, 1], [2, 5]]  # row 4 has nothing to score
+    assert token_scores.score_batches(lengths, starts, 1, 100) == [[3], [0], [1], [2], [5]]
+
+
+def test_numpy_log_probabilities_are_those_of_torch() -> None:
+    import torch
+
+    logits = np.random.default_rng(0).normal(0, 30, (50, 400)).astype(np.float32)
+    logits[0] += 1e6
+    tokens = np.arange(50) * 7
+    tokens[:5] = logits[:5].argmax(-1)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()[np.arange(50), tokens]
+    best = logits.argmax(-1) == tokens
+    values, top = token_scores.log_probabilities(logits.copy(), tokens)
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(top, best)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("adapter", [None, "story"])
+def test_logits_that_are_no_numbers_fail_and_name_adapter_and_row(
+    torch_model: TorchModel,
+    package_model: PackageModel,
+    rows: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    adapter: str | None,
+) -> None:
+    """One bad logit of another token is enough; one in front of what is scored, or in the padding, does no harm."""
+    import torch
+
+    victim = rows[3]
+    session = package_model.runtime._graph()
+    run, forward = session._run, torch_model.model.forward
+
+    def spoil(ids: Any, logits: Any) -> Any:
+        for place, row in enumerate(ids.tolist()):
+            if row[: len(victim) - 1] == victim[:-1]:
+                logits[place, -len(victim) :, 7] = value
+        return logits
+
+    def bad_run(output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
+        return np.array(spoil(ids, run(output, ids, *args)))
+
+    def bad_forward(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = forward(input_ids=input_ids, **kwargs)
+        output.logits = spoil(input_ids, output.logits)
+        return output
+
+    monkeypatch.setattr(session, "_run", bad_run)
+    monkeypatch.setattr(torch_model.model, "forward", bad_forward)
+    name = "the base without adapter" if adapter is None else "adapter 'story'"
+    for model in (torch_model, package_model):
+        assert model.token_scores(rows[4:], adapter, [1] * len(rows[4:]))
+        with pytest.raises(OlivalError, match=f"{name}, row 3: the logits are not finite"):
+            model.token_scores(rows, adapter, [1] * len(rows))
+
+
+def test_class_logits_that_are_no_numbers_fail(
+    torch_model: TorchModel, package_model: PackageModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = package_model.runtime._graph()
+    run = session._run
+
+    def bad_run(output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
+        result = run(output, ids, *args).copy()
+        result[[row[: len(rows[2])] == rows[2] for row in ids.tolist()], 1] = np.nan
+        return result
+
+    monkeypatch.setattr(session, "_run", bad_run)
+    with pytest.raises(OlivalError, match="adapter 'mood', row 2: the logits are not finite"):
+        package_model.class_logits(rows, "mood", batch_size=4)
+    head = torch_model.heads["mood"].clone()
+    head[0, 0] = np.inf
+    monkeypatch.setitem(torch_model.heads, "mood", head)
+    with pytest.raises(OlivalError, match="adapter 'mood', row 0: the logits are not finite"):
+        torch_model.class_logits(rows, "mood")
+
+
+@pytest.mark.parametrize(("starts", "message"), [([1, 0], "row 1: .*start=0"), ([3, 1], "row 0: .*start=3, 2")])
+def test_starts_outside_their_rows_are_named(torch_model: TorchModel, starts: list[int], message: str) -> None:
+    with pytest.raises(OlivalError, match=message):
+        torch_model.token_scores([[1, 40], [1, 41]], None, starts)
+
+
+PROMPTS = ["The kettle", "A short letter came from the", "She", "Please answer by Friday, or", "Two plus two"]
+
+
+@pytest.mark.parametrize("adapter", [None, "story"])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_generated_texts_are_those_of_transformers_alone(
+    torch_model: TorchModel, package_model: PackageModel, adapter: str | None, batch_size: int
+) -> None:
+    """Against plain generate of PEFT's model, prompt by prompt; a stop string ends a text before it."""
+    import torch
+
+    prompts = [torch_model.encode(prompt) for prompt in PROMPTS]
+    expected = []
+    with torch.no_grad(), torch_model._active(adapter):
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            output = torch_model.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20
+            )
+            expected.append(torch_model.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
+    stop = [expected[0][4:6], expected[1][7:9]]
+    cut = [re.split("|".join(map(re.escape, stop)), text)[0] for text in expected]
+    for model in (torch_model, package_model):
+        assert model.generate(prompts, adapter, 20, batch_size=batch_size) == expected
+        assert model.generate(prompts, adapter, 20, stop, batch_size) == cut
+        assert model.generate([], adapter, 20) == []
+
+
+def test_a_text_ends_with_end_of_text_or_with_the_context(
+    torch_model: TorchModel, package_model: PackageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt gets what the context has left, and shortens no other's answer."""
+    long = [1, *(3 + i % 200 for i in range(119))]
+    texts = [model.generate([long, [1, 40, 41]], "story", 20) for model in (torch_model, package_model)]
+    assert texts[0] == texts[1]
+    tokens = list(package_model.runtime.tokens(long, "story", 20, stop_at_eos=False))
+    assert len(tokens) == 8 and texts[0][0] == package_model.runtime.tokenizer.decode(tokens)
+    alone = list(package_model.runtime.tokens([1, 40, 41], "story", 20, stop_at_eos=False))
+    # what stands at the sixth place is made the end of texts
+    for config in (torch_model.model.config, torch_model.model.get_base_model().config):
+        monkeypatch.setattr(config, "eos_token_id", alone[5])
+    first = alone.index(alone[5])
+    (text,) = torch_model.generate([[1, 40, 41]], "story", 20)
+    assert text == torch_model.tokenizer.decode(alone[: first + 1], skip_special_tokens=True)
+
+
+def test_prompts_that_do_not_fit_are_named(torch_model: TorchModel, package_model: PackageModel) -> None:
+    for model in (torch_model, package_model):
+        with pytest.raises(OlivalError, match="the prompt has 128 tokens, but must have 1 to 127") as error:
+            model.generate([[1, 2], [3] * 128, []], "story", 4)
+        assert "0 tokens" in str(error.value)
+
+
+def test_tokenizers_agree(torch_model: TorchModel, package_model: PackageModel) -> None:
+    for special in (None, True, False):
+        for text in SENTENCES[:3]:
+            assert torch_model.encode(text, special) == package_model.encode(text, special)
+    assert torch_model.encode("a")[:1] == [1] and torch_model.encode("a", False)[:1] != [1]
+    for model in (torch_model, package_model):
+        assert model.special_token("bos") == ("<s>", 1) and model.special_token("eos") == ("</s>", 2)
+        assert model.special_token("cls") is None
+        assert model.context_length == 128

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax  # type: ignore[import-untyped]
-from scipy.stats import entropy  # type: ignore[import-untyped]
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from evaluators.parity import OPTIONS, SCORES, check_options, label_flips, parity_scores, violations
 

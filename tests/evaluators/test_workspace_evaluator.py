@@ -84,7 +84,7 @@ def test_before_the_export(tiny_llama_path: Path, adapter_folders: dict[str, Pat
     assert len(data) == 12 and values["mood-accuracy_score"] == pytest.approx(right / 12)
     pairs = GenerationData([text[:9] for text in SENTENCES[:4]], [text[9:] for text in SENTENCES[:4]])
     examples = encode_generation(model.tokenizer, pairs)
-    wanted = perplexity(lambda ids, mask: model.logits(ids, mask, "story"), examples)
+    wanted = perplexity(model, examples, "story")
     assert values["story-perplexity"] == pytest.approx(wanted, rel=1e-6)
     files = [file for folder in (tiny_llama_path, *adapter_folders.values()) for file in folder.rglob("*")]
     assert values["size_on_disk-bytes"] == sum(file.stat().st_size for file in files if file.is_file())

@@ -210,7 +210,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_written(
 
 
 def test_an_older_package_is_replaced_only_by_a_finished_one(
-    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -222,6 +222,8 @@ def test_an_older_package_is_replaced_only_by_a_finished_one(
         raise OlivalError("the disk is full")
 
     arguments = ["merge", str(package.folder), "story", str(out), "--base", str(package.base)]
+    assert main(arguments) == 1 and "--replace puts the new one in its place" in capsys.readouterr().err
+    arguments.append("--replace")
     with monkeypatch.context() as patch:
         patch.setattr("passes.merge.install_adapter", fail)
         assert main(arguments) == 1

@@ -386,7 +386,10 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
     ),
     "a metric that is not measured": (
         lambda w, _: metric(w, "size_on_disk").update(type="throughput", sub_types=[{"name": "avg"}]),
-        ["evaluator.metrics.size_on_disk.type: 'throughput' is not measured; Valid: accuracy, latency, size_on_disk"],
+        [
+            "evaluator.metrics.size_on_disk.type: 'throughput' is not measured; Valid: accuracy, custom, latency, "
+            "size_on_disk"
+        ],
     ),
     "an evaluation of the bare base": (
         lambda w, _: w.pop("evaluate_input_model"),  # Olive's default is true

@@ -184,7 +184,7 @@ def test_inspect_says_what_an_adapter_is(tmp_path: Path, package: Path, capsys: 
     assert "onnx_adapter" in text and "00abcde" in text and "class_head.weight" in text and "1 x 8 x 4" in text
     assert main(["inspect", str(package)]) == 0
     text = capsys.readouterr().out
-    assert "xyz  classification  rank 4" in text and "x, y, z" in text
+    assert "xyz      classification  4 " in text and "x, y, z" in text
 
 
 def test_converted_file_is_the_adapter(tmp_path: Path, package: Path, capsys: pytest.CaptureFixture[str]) -> None:

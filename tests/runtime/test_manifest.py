@@ -170,11 +170,11 @@ def test_command_line_adds_lists_and_removes(
     capsys.readouterr()
     assert main(["list", str(package)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[:3] for line in lines] == [
-        ["mood", "classification", "rank 4"], ["story", "generation", "rank 4"],
-        ["poem", "generation", "rank 3"], ["sort", "classification", "rank 2"],
+    assert [line.split()[:3] for line in lines] == [
+        ["adapter", "task", "rank"], ["mood", "classification", "4"], ["story", "generation", "4"],
+        ["poem", "generation", "3"], ["sort", "classification", "2"],
     ]  # fmt: skip
-    assert lines[3].endswith("left, right")
+    assert lines[4].endswith("left, right") and "'Poem: {prompt}'" in lines[3]
     with pytest.raises(PackageError, match="there is no adapter 'poem'"):
         model.generate("The", "poem", 3)
     model.reload()
@@ -245,6 +245,7 @@ def test_file_of_this_package_can_be_added_to_a_copy(package: Path) -> None:
         (["add", "P", "new", "nowhere"], "nowhere: there is no such file or folder"),
         (["add", "P", "new", "SOURCE", "--task", "classification"], "there is no head"),
         (["add", "P", "new", "HEAD"], "labels must name the head's 2 classes in order, but there are 0"),
+        (["add", "P", "new", "HEAD", "--task", "generation", "--labels", "a,b"], "labels are for classification"),
         (["add", "P", "new", "HEAD", "--labels", "a,b,c"], "2 classes in order, but there are 3"),
         (["add", "P", "new", "HEAD", "--labels", "a,a"], "labels must differ"),
         (["add", "P", "new", "SOURCE", "--template", "{} {b}"], "plain names"),
