@@ -23,14 +23,18 @@ code { font: .875em ui-monospace, SFMono-Regular, Consolas, monospace; backgroun
 .scroll:focus-visible { outline: 2px solid #0072b2; }
 table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .caption { margin: 1.25rem 0 -.5rem; color: #555; break-after: avoid; }
-th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #555; vertical-align: bottom; }
+th, td { padding: .25rem .75rem .25rem 0; line-height: 1.25rem; text-align: left; vertical-align: top;
+  border-top: 1px solid #ddd; }
+thead th { border-top: 0; border-bottom: 1px solid #555; vertical-align: bottom; }
+tbody tr:first-child > * { border-top-color: #555; }
+tbody tr:last-child > * { border-bottom: 1px solid #ddd; }
 th[scope=row] { font-weight: 600; position: sticky; left: 0; background: #fff; max-width: 40vw; }
 .n { text-align: right; white-space: nowrap; }
 .interval, .missing { color: #555; font-size: .85em; }
 .missing { white-space: normal; display: inline-block; min-width: 8.5rem; }
 thead .n { white-space: normal; }
 .stacked { display: block; max-width: 46rem; }
+.stacked dt { color: inherit; font-weight: 600; }
 .stacked dd { margin: 0 0 .5rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: .5rem 0; min-width: 0; max-width: 34rem; }
