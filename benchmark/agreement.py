@@ -45,10 +45,9 @@ def _check(expected: Any, actual: Any, path: Path) -> None:
         odd = sorted(set(expected.files) ^ set(actual.files))
         raise DataError(f"{path}: its outputs are of other rows or adapters: {', '.join(odd[:3])}")
     for name in expected.files:
-        if expected[name].shape != actual[name].shape or (
-            name.startswith("ids.") and not np.array_equal(expected[name], actual[name])
-        ):
-            raise DataError(f"{path}: {name} is of another text or shape than the reference's")
+        theirs, ours = expected[name], actual[name]
+        if theirs.shape != ours.shape or (name.startswith("ids.") and not np.array_equal(theirs, ours)):
+            raise DataError(f"{path}: {_row(name)} is of another text or shape than the reference's")
 
 
 def _finite(arrays: Any, names: list[str], path: Path) -> Iterator[np.ndarray]:
@@ -56,6 +55,10 @@ def _finite(arrays: Any, names: list[str], path: Path) -> Iterator[np.ndarray]:
     for name in names:
         array: np.ndarray = arrays[name]
         if not np.isfinite(array).all():
-            owner, _, row = name.rpartition(".")
-            raise DataError(f"{path}: logits of {owner.replace('.', ' ')}, row {row}, are not finite")
+            raise DataError(f"{path}: logits of {_row(name)} are not finite")
         yield array
+
+
+def _row(name: str) -> str:
+    owner, _, row = name.rpartition(".")
+    return f"{owner.replace('.', ' ', 1)}, row {row},"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from runtime.errors import OlivalError
@@ -52,9 +53,10 @@ def run_fresh(command: Sequence[str]) -> None:
 
 def _reason(stderr: str, code: int) -> str:
     lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if errors:
-        return errors[-1].removeprefix("error: ")
+        more = takewhile(lambda line: line.startswith("- "), lines[errors[-1] + 1 :])  # an error that lists problems
+        return " ".join([lines[errors[-1]].removeprefix("error: "), *more])
     if code < 0:
         memory = ", perhaps for want of memory" if code == -9 else ""
         return f"the worker was killed by signal {-code}{memory}"

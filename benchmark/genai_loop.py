@@ -7,7 +7,6 @@ in random order, so that a ratio compares neighbours in time.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from benchmark.interleaved import Ratio, interleave, paired_ratio
 from evaluators.latency import PROMPT_TEXT, stream_marks
 from runtime.errors import ConfigError, OlivalError, PackageError
-from runtime.model import MultiAdapterModel
+from runtime.generation import TextGenerator
+from runtime.manifest import read_manifest
+from runtime.options import GenerationOptions
 
 AGREES = 0.05  # a share: how far the two may lie apart
 
@@ -32,9 +34,10 @@ class Speed(NamedTuple):
     tokens_per_second: float
 
 
-def our_run(model: MultiAdapterModel, ids: Sequence[int], new_tokens: int) -> Speed:
+def our_run(generator: TextGenerator, ids: Sequence[int], new_tokens: int) -> Speed:
     """One run as evaluators.latency measures it: the runtime's stream of tokens, read one by one."""
-    marks = stream_marks(partial(model.tokens, ids, None, new_tokens, stop_at_eos=False))
+    options = GenerationOptions(max_new_tokens=new_tokens, stop_at_eos=False)
+    marks = stream_marks(partial(generator.steps, [(ids, None)], options))
     return Speed(1000 * (marks[1] - marks[0]), (len(marks) - 2) / (marks[-1] - marks[1]))
 
 
@@ -81,25 +84,21 @@ def compare(
 ) -> dict[str, list[Speed]]:
     """Runs each loop once a round; returns the speeds of "ours", "theirs" and "theirs, reading tokens" by round.
 
+    All use one loaded model: the waiting threads of a second one would take time from the first.
+
     Raises:
         PackageError: the package is damaged, or not one for onnxruntime-genai on the CPU.
     """
-    import onnxruntime_genai
-
-    model = MultiAdapterModel.load(folder, threads=threads)
-    manifest = model.manifest
-    if manifest.get("engine") == "onnxruntime" or model.execution_provider != "cpu":
+    manifest = read_manifest(folder)
+    if manifest.get("engine") == "onnxruntime" or manifest["target"]["execution_provider"] != "cpu":
         raise PackageError(f"{folder}: is not run by onnxruntime-genai on the CPU")
-    ids = list(model.tokenizer.encode(PROMPT_TEXT * prompt_tokens).ids[:prompt_tokens])
-    config = onnxruntime_genai.Config(str(folder))
-    if model.threads:
-        options = {"intra_op_num_threads": model.threads}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    plain = onnxruntime_genai.Model(config)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = list(tokenizer.encode(PROMPT_TEXT * prompt_tokens).ids[:prompt_tokens])
+    generator = TextGenerator(folder, "cpu", threads or manifest["target"]["threads"])
     loads: dict[str, Callable[[], Speed]] = {
-        "ours": partial(our_run, model, ids, new_tokens),
-        "theirs": partial(genai_run, plain, ids, new_tokens),
-        "theirs, reading tokens": partial(genai_run, plain, ids, new_tokens, read=True),
+        "ours": partial(our_run, generator, ids, new_tokens),
+        "theirs": partial(genai_run, generator.model, ids, new_tokens),
+        "theirs, reading tokens": partial(genai_run, generator.model, ids, new_tokens, read=True),
     }
     speeds: dict[str, list[Speed]] = {name: [] for name in loads}
 

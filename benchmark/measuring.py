@@ -15,6 +15,7 @@ from benchmark.fresh_process import WorkerError, run_fresh
 from benchmark.output_folder import OutputFolder, read_measurement
 from benchmark.results_schema import SCHEMA_VERSION
 from benchmark.targets import find_targets
+from benchmark.worker import BASE
 from runtime.errors import ConfigError, DataError, PackageError, nearest
 from runtime.manifest import read_manifest
 
@@ -52,7 +53,7 @@ def measure(
     here = [target["execution_provider"] for target in found if target["available"]]
     commit, dirty = results.commit()
     given = {name: value for name, value in options.items() if value is not None}
-    conditions = {"options": given, "versions": results.versions(), "commit": commit}
+    conditions = {"options": given, "versions": results.versions(), "commit": commit, "dirty": dirty}
     pairs = [(name, folder, provider) for name, folder in names.items() for provider in here]
     measurements, failures, files = [], [], []
     for number, (name, folder, provider) in enumerate(pairs, 1):
@@ -112,10 +113,17 @@ def package_names(packages: Sequence[Path]) -> dict[str, Path]:
 
 
 def _chosen_adapters(packages: Mapping[str, Path], wanted: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """{"adapters": those of the wanted ones that the package has} for each package, {} where all are wanted."""
+    """{"adapters": those of the wanted ones that the package has} for each package, {} where all are wanted.
+
+    "base" is the base alone.
+    """
     if not wanted:
         return {name: {} for name in packages}
-    there = {name: list(read_manifest(folder, verify=False)["adapters"]) for name, folder in packages.items()}
+    there = {}
+    for name, folder in packages.items():
+        manifest = read_manifest(folder, verify=False)
+        base = [BASE] if manifest["base"].get("generates", True) else []
+        there[name] = [*base, *manifest["adapters"]]
     known = {adapter for adapters in there.values() for adapter in adapters}
     problems = [f"--adapters: no package has '{n}'; {nearest(n, known)}" for n in wanted if n not in known]
     problems += [

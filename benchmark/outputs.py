@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.worker import BASE
 from runtime.errors import OlivalError, nearest
 from runtime.model import MultiAdapterModel
 
@@ -41,11 +42,12 @@ def all_logits(model: MultiAdapterModel, adapters: Sequence[str] | None = None) 
     """Logits by a name such as ``adapter.blurbs.3``: adapter and row; the base's start with ``base.``.
 
     An adapter that classifies gives float32 (1, classes) for each row, one that writes, and the base, (tokens,
-    vocabulary). The rows of token ids themselves are ``ids.0`` and so on, int64.
+    vocabulary). The rows of token ids themselves are ``ids.0`` and so on, int64. `adapters` are all, or the named
+    ones, of which "base" is the base alone.
     """
     rows = token_rows(model)
     arrays = {f"ids.{i}": np.array(row, np.int64) for i, row in enumerate(rows)}
-    if model.manifest["base"].get("generates", True):
+    if model.manifest["base"].get("generates", True) and (adapters is None or BASE in adapters):
         arrays |= {f"base.{i}": model.logits(np.array([row], np.int64))[0] for i, row in enumerate(rows)}
     for name, entry in model.adapters.items():
         if adapters is not None and name not in adapters:
@@ -67,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("package", type=Path)
     parser.add_argument("--execution-provider", required=True)
     parser.add_argument("--output", type=Path, required=True, help=".npz file")
-    parser.add_argument("--adapters", help="names, separated by commas (default: all)")
+    parser.add_argument("--adapters", help=f"names, separated by commas, '{BASE}' for the base alone (default: all)")
     options: Any = parser.parse_args(arguments)
     try:
         model = MultiAdapterModel.load(options.package, execution_provider=options.execution_provider)
         names = options.adapters.split(",") if options.adapters else None
-        if unknown := [name for name in names or [] if name not in model.adapters]:
-            raise OlivalError(f"--adapters: there is no adapter '{unknown[0]}'; {nearest(unknown[0], model.adapters)}")
+        known = [BASE, *model.adapters]
+        if unknown := [name for name in names or [] if name not in known]:
+            raise OlivalError(f"--adapters: there is no '{unknown[0]}'; {nearest(unknown[0], known)}")
         arrays = all_logits(model, names)
     except OlivalError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -27,13 +28,13 @@ VERSIONS_OF = (
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; NaN and Infinity are no JSON.
+    """A JSON file; NaN and Infinity are no JSON, nor is a number that overflows to infinity.
 
     Raises:
         DataError: the file is not there or no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -120,12 +121,17 @@ def _gpus() -> list[str]:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a tool prints; None where it is not installed or fails."""
+    """What a tool prints; None where it is not installed, fails, or hangs (as nvidia-smi does with a broken driver)."""
     if shutil.which(command[0]) is None:
         return None
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return None
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value

@@ -45,8 +45,8 @@ def parse_targets(text: str) -> list[str]:
 def find_targets(names: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each provider: {"execution_provider", "available", "reason", "install"}.
 
-    `reason` and `install` (the pip command) are None where the provider is there; `install` is None as well where
-    another wheel would not help.
+    `reason` and `install` (the pip command; for DirectML one for Windows) are None where the provider is there;
+    `install` is None as well where onnxruntime has the provider, but it does not start.
 
     Raises:
         PackageError: wheels are installed that overwrite each other's files.

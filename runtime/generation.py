@@ -46,8 +46,8 @@ class TextGenerator:
         config.clear_providers()
         if execution_provider != "cpu":
             config.append_provider(execution_provider)
-        self._model = onnxruntime_genai.Model(config)
-        self.loaded = LoadedAdapters(onnxruntime_genai.Adapters(self._model))
+        self.model = onnxruntime_genai.Model(config)
+        self.loaded = LoadedAdapters(onnxruntime_genai.Adapters(self.model))
         sizes = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
         self.context_length, self._vocabulary = int(sizes["context_length"]), int(sizes["vocab_size"])
         self._chat_tokenizer: Any = None
@@ -58,7 +58,7 @@ class TextGenerator:
         """Messages (role, content) in the tokenizer's chat template, ready for the assistant's answer."""
         with self._lock:
             if self._chat_tokenizer is None:
-                self._chat_tokenizer = self._og.Tokenizer(self._model)
+                self._chat_tokenizer = self._og.Tokenizer(self.model)
             text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
             try:
                 return str(self._chat_tokenizer.apply_chat_template(text, add_generation_prompt=True))
@@ -119,31 +119,31 @@ class TextGenerator:
             search |= {"temperature": float(options.temperature), "top_k": top_k, "top_p": float(options.top_p)}
         if options.seed is not None:
             search["random_seed"] = options.seed
-        params = self._og.GeneratorParams(self._model)
+        params = self._og.GeneratorParams(self.model)
         params.set_search_options(**search)
         return params
 
     def _start(self, params: Any, options: GenerationOptions) -> Any:
         if options.guide is None:
-            return self._og.Generator(self._model, params)
+            return self._og.Generator(self.model, params)
         if not self._can_guide():
             raise PackageError(
                 f"{options.guide[0]} needs an onnxruntime-genai that was built with guidance; this one was not"
             )
         params.set_guidance(*options.guide[1:])
         try:
-            return self._og.Generator(self._model, params)
+            return self._og.Generator(self.model, params)
         except RuntimeError as error:
             raise PackageError(f"{options.guide[0]} cannot be used: {_first(error)}") from error
 
     def _can_guide(self) -> bool:
         """Asks for a constraint that does not exist: without guidance onnxruntime-genai ignores it without an error."""
         if self._guides is None:
-            params = self._og.GeneratorParams(self._model)
+            params = self._og.GeneratorParams(self.model)
             params.set_search_options(max_length=1)
             params.set_guidance("no such kind", "x")
             try:
-                self._og.Generator(self._model, params)
+                self._og.Generator(self.model, params)
                 self._guides = False
             except RuntimeError:
                 self._guides = True

@@ -16,6 +16,7 @@ from benchmark.genai_loop import Speed, compare, genai_run, our_run, ratios
 from benchmark.harness_cost import marks_cost_us, measure_costs, stack_cost_us
 from benchmark.interleaved import Ratio
 from runtime.model import MultiAdapterModel
+from runtime.options import GenerationOptions
 
 
 class Machine:
@@ -85,14 +86,14 @@ def test_their_loop_times_each_token_alone(machine: Machine, read: bool, per_tok
 
 
 def test_our_loop_times_what_a_reader_waits_for(machine: Machine) -> None:
-    class Model:
-        def tokens(self, ids: list[int], adapter: str | None, count: int, **options: Any) -> Iterator[int]:
-            assert (ids, adapter, options) == ([3, 4], None, {"stop_at_eos": False})
-            for token in range(count):
+    class Generator:
+        def steps(self, rows: list[Any], options: GenerationOptions) -> Iterator[list[int]]:
+            assert rows == [([3, 4], None)] and not options.stop_at_eos
+            for token in range(options.max_new_tokens):
                 machine.spend(5 + 2 * (token - 1) if token else 110)
-                yield token
+                yield [token]
 
-    speed = our_run(Model(), [3, 4], 4)  # type: ignore[arg-type]
+    speed = our_run(Generator(), [3, 4], 4)  # type: ignore[arg-type]
     assert (speed.ttft_ms, speed.tokens_per_second) == (pytest.approx(110), pytest.approx(1000 / 7))
 
 

@@ -15,7 +15,7 @@ from data.tokenizing import encode_generation
 from evaluators.perplexity import perplexity
 from evaluators.subjects import evaluation_file
 from evaluators.torch_model import TorchModel
-from evaluators.workspace_evaluator import WorkspaceEvaluator
+from evaluators.workspace_evaluator import WorkspaceEvaluator, metric_problems
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
 from runtime.errors import ConfigError, DataError
 from tests.conftest import SENTENCES
@@ -128,6 +128,95 @@ def test_on_the_package(
     assert manifest["adapters"]["story"]["metrics"] == {
         "perplexity": {column: quality["story", "perplexity"][column] for column in columns}
     }
+
+
+def custom(metrics: list[Any], adapter: str, *scores: str) -> Any:
+    """A metric of Olive's type "custom" on the rows of an adapter."""
+    from olive.evaluator.metric import Metric
+
+    rows = next(metric for metric in metrics if metric.name == adapter).data_config.model_dump()
+    subs = [{"name": score} for score in scores]
+    return Metric.model_validate({"name": f"{adapter}_more", "type": "custom", "data_config": rows, "sub_types": subs})
+
+
+def test_custom_metrics(
+    tiny_llama_path: Path, adapter_folders: dict[str, Path], package_folder: Path, metrics: list[Any], tmp_path: Path
+) -> None:
+    """Scores beyond Olive's own, of classes, written answers and cases, for both models and with intervals."""
+    from olive.model import ONNXModelHandler
+    from sacrebleu.metrics import CHRF
+
+    from runtime.model import MultiAdapterModel
+
+    case = {"id": "a", "category": "names", "language": "en", "pair": ["Ann is a good boss.", "Tom is a good boss."]}
+    cases = tmp_path / "cases.json"
+    cases.write_text(json.dumps([{**case, "same": ["boss"]}]), encoding="utf-8")
+    asked = [custom(metrics, "mood", "precision_macro", "flip_rate"), custom(metrics, "story", "chrf", "pass_rate")]
+    options = {
+        "mood_more": {"adapter": "mood", "cases": str(cases)},
+        "story_more": {"adapter": "story", "cases": str(cases), "max_new_tokens": 5},
+    }
+    folder = shutil.copytree(package_folder, tmp_path / "package")
+    attributes: dict[str, Any] = {ATTRIBUTE: {name: str(path) for name, path in adapter_folders.items()}}
+    handler = ONNXModelHandler(
+        str(folder), onnx_file_name="model.onnx", model_attributes={**attributes, BASE_ATTRIBUTE: str(tiny_llama_path)}
+    )
+    result = WorkspaceEvaluator(metric_options=options).evaluate(handler, asked)
+    record = json.loads(evaluation_file().read_text(encoding="utf-8"))
+    rows = {(row["adapter"], row["metric"]): row for row in record["quality"]}
+    assert set(rows) == {("mood", "precision_macro"), ("mood", "flip_rate"), ("story", "chrf"), ("story", "pass_rate")}
+    for (adapter, metric), row in rows.items():
+        assert result.root[f"{adapter}_more-{metric}"].value == row["package"] == pytest.approx(row["pytorch"])
+        assert row["higher_is_better"] == (metric != "flip_rate")
+        assert metric == "chrf" or row["low"] <= row["package"] <= row["high"]
+    model = MultiAdapterModel.load(package_folder)
+    answers = [model.generate(text[:9], "story", max_new_tokens=5) for text in SENTENCES[:4]]
+    wanted = CHRF().corpus_score(answers, [[text[9:] for text in SENTENCES[:4]]]).score
+    assert rows["story", "chrf"]["package"] == pytest.approx(wanted)
+    assert record["details"]["story_more"]["answers"]["package"] == answers
+    assert record["details"]["mood_more"]["cases"]["package"]["pairs"]["names"]["total"] == 1
+    assert not evaluation_file().with_name("evaluation-parts").exists()
+
+
+def test_a_killed_evaluation_goes_on(
+    tiny_llama_path: Path, adapter_folders: dict[str, Path], metrics: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the second metric: the first one's rows are not computed again."""
+    model = trained(tiny_llama_path, adapter_folders)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchModel, "token_scores", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            WorkspaceEvaluator().evaluate(model, metrics[:2])
+    assert len(list(evaluation_file().with_name("evaluation-parts").iterdir())) == 1
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(TorchModel, "class_logits", never)
+    result = WorkspaceEvaluator().evaluate(model, metrics[:2])
+    assert 0 <= result.root["mood-accuracy_score"].value <= 1
+
+
+@pytest.mark.parametrize(
+    ("adapter", "scores", "options", "problem"),
+    [
+        ("mood", ["acuracy"], {}, "sub_types: 'acuracy' does not fit here; did you mean 'accuracy'?"),
+        ("story", ["flip_rate"], {}, "sub_types: 'flip_rate' does not fit here"),
+        ("story", ["schema_valid"], {}, "story_more.schema: schema_valid needs it, the file of a JSON Schema"),
+        ("story", ["chrf"], {"schema": "none.json"}, "story_more.schema: none.json: cannot be read"),
+        ("story", ["chrf"], {"cases": "none.json"}, "none of the metric's scores uses it; those are pass_rate"),
+        ("story", ["pass_rate"], {"cases": "none.json"}, "story_more.cases: none.json"),
+        ("story", ["chrf"], {"max_new_tokens": 0}, "max_new_tokens: must be a whole number from 1, but got 0"),
+        ("story", ["chrf"], {"stop": "x"}, "stop: must be a list of texts, but got 'x'"),
+        ("story", ["chrf"], {"phase": "classify"}, "story_more.phase: unknown option; "),
+    ],
+)
+def test_mistakes_in_custom_metrics(
+    metrics: list[Any], adapter: str, scores: list[str], options: dict[str, Any], problem: str
+) -> None:
+    tasks = {"mood": "classification", "story": "generation"}
+    chosen = {f"{adapter}_more": {"adapter": adapter, **options}}
+    assert any(problem in found for found in metric_problems([custom(metrics, adapter, *scores)], tasks, chosen))
 
 
 def test_on_a_package_for_a_provider_that_is_not_here(
