@@ -46,7 +46,7 @@ def latency_figures(results: Mapping[str, Any]) -> list[Figure]:
                 continue
             rows = [_row_name(results, m, run) for m, run in chosen]
             svg = row_plot(f"latency-{phase}-{number}", rows, dots, f"{title}, ms")
-            caption = f"{title.capitalize()} {setting(chosen[0][1])}: {_extremes(rows, dots[0], 'ms')}"
+            caption = f"{title.capitalize()} {_setting(chosen[0][1])}: {_extremes(rows, dots[0], 'ms')}"
             figures.append(Figure(svg, f"{caption} {_bars(dots[0])}{_absent(run[phase] for _, run in chosen)}"))
     return figures
 
@@ -59,7 +59,7 @@ def overhead_figures(results: Mapping[str, Any]) -> list[Figure]:
         runs = m.get("generation") or []
         smallest = min((run["batch_size"] for run in runs), default=1)
         for run in runs:
-            base = [b for b in runs if b["adapter"] is None and setting(b) == setting(run)]
+            base = [b for b in runs if b["adapter"] is None and _setting(b) == _setting(run)]
             if run["adapter"] is None or run["batch_size"] != smallest or not base:
                 continue
             name = _row_name(results, m, run)
@@ -165,7 +165,7 @@ def _lengths(run: Run) -> tuple[int, int]:
     return run["prompt_tokens"], run.get("new_tokens", 0)
 
 
-def setting(run: Run) -> str:
+def _setting(run: Run) -> str:
     new = f", {run['new_tokens']} new tokens" if "new_tokens" in run else ""
     return f"at batch size {run['batch_size']}, prompts of {run['prompt_tokens']} tokens{new}"
 
