@@ -21,14 +21,21 @@ dd { margin: 0; min-width: 0; }
 code { font: .875em ui-monospace, SFMono-Regular, Consolas, monospace; background: #f3f3f3; padding: .1em .3em; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 .scroll:focus-visible { outline: 2px solid #0072b2; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #555; padding-bottom: .25rem; }
-th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #555; vertical-align: bottom; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.caption { margin: 1.25rem 0 -.5rem; color: #555; break-after: avoid; }
+th, td { padding: .25rem .75rem .25rem 0; line-height: 1.25rem; text-align: left; vertical-align: top;
+  border-top: 1px solid #ddd; }
+thead th { border-top: 0; border-bottom: 1px solid #555; vertical-align: bottom; }
+tbody tr:first-child > * { border-top-color: #555; }
+tbody tr:last-child > * { border-bottom: 1px solid #ddd; }
 th[scope=row] { font-weight: 600; position: sticky; left: 0; background: #fff; max-width: 40vw; }
 .n { text-align: right; white-space: nowrap; }
 .interval, .missing { color: #555; font-size: .85em; }
-.missing { white-space: normal; display: inline-block; min-width: 5.5rem; }
+.missing { white-space: normal; display: inline-block; min-width: 8.5rem; }
+thead .n { white-space: normal; }
+.stacked { display: block; max-width: 46rem; }
+.stacked dt { color: inherit; font-weight: 600; }
+.stacked dd { margin: 0 0 .5rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: .5rem 0; min-width: 0; max-width: 34rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -38,7 +45,7 @@ figcaption { font-size: .875rem; color: #444; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
   h2 { border-top: 0; margin-top: 8mm; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3 { break-after: avoid; }
   figure, tr, dl { break-inside: avoid; }
   thead { display: table-header-group; }
   .scroll { overflow: visible; }
@@ -98,8 +105,9 @@ def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[object]
         for row in rows
     ]
     return Html(
+        f'<p class="caption">{escape(caption)}</p>\n'  # beside the table: it shall not scroll away
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">\n<table>\n'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n"
+        f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n"
         "</table>\n</div>\n"
     )
 
@@ -110,9 +118,10 @@ def figure(svg: str, caption: str) -> Html:
     return Html(f'<figure role="img" aria-label="{text}">\n{svg}<figcaption>{text}</figcaption>\n</figure>\n')
 
 
-def definitions(pairs: Iterable[tuple[str, object]]) -> Html:
-    """Names and what they are."""
-    return Html("<dl>\n" + "".join(f"<dt>{html(a)}</dt><dd>{html(b)}</dd>\n" for a, b in pairs) + "</dl>\n")
+def definitions(pairs: Iterable[tuple[str, object]], stacked: bool = False) -> Html:
+    """Names and what they are: beside each other, or `stacked` where the names are long."""
+    start = '<dl class="stacked">\n' if stacked else "<dl>\n"
+    return Html(start + "".join(f"<dt>{html(a)}</dt><dd>{html(b)}</dd>\n" for a, b in pairs) + "</dl>\n")
 
 
 def _kind(column: int, texts: int) -> str:

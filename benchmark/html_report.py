@@ -24,7 +24,7 @@ DEFINITIONS = (
     ("time per output token", "between later tokens of one answer"),
     ("tokens per second", "new tokens of all rows of a batch; median of the runs and its 95 % interval"),
     ("peak memory", "the largest resident memory of a fresh process that loads the package and runs everything here"),
-    ("load", "from the call that opens the package to a model that can answer, files verified, once"),
+    ("load", "from the call that opens the package to the first token or label, once; its files were read before"),
     ("top-1", "share of positions at which both providers' most probable token or label is the same"),
     ("KL", "mean over positions of KL(reference || measured), in nats"),
 )  # fmt: skip
@@ -40,7 +40,7 @@ def html_report(results: Mapping[str, Any]) -> str:
         _part("throughput", "Throughput", _throughput(results)),
         _part("quality", "Quality", _quality(results)),
         _part("targets", "Targets", _targets(results)),
-        _part("definitions", "Definitions", [definitions(DEFINITIONS)]),
+        _part("definitions", "Definitions", [definitions(DEFINITIONS, stacked=True)]),
     ]  # fmt: skip
     names = list(dict.fromkeys(m["package"] for m in results["measurements"]))
     title = f"Benchmark of {', '.join(names)}" if names else "Benchmark without a measurement"
@@ -91,25 +91,19 @@ def _latency(results: Mapping[str, Any]) -> list[str]:
     parts: list[str] = list(_plots(latency_figures(results), "No latency was measured."))
     for m in results["measurements"]:
         name = f"{m['package']} on {m['execution_provider']}"
-        sizes = m["size_bytes"]["adapters"]
-        if runs := m.get("generation"):
-            headings = ["adapter", "batch", "tokens in + out", *_percentiles("first token, ms"),
-                        *_percentiles("output token, ms"), "tokens per second", "adapter, MB"]  # fmt: skip
+        writing = [*_percentiles("first token, ms"), *_percentiles("output token, ms"), "tokens per second"]
+        for lengths, runs in _by_lengths(m.get("generation")).items():
             rows = [
-                [run["adapter"] or BASE, run["batch_size"], f"{run['prompt_tokens']} + {run['new_tokens']}",
-                 *_cells(run["ttft_ms"]), *_cells(run["tpot_ms"]), _interval(run["tokens_per_second"]),
-                 _megabytes(sizes.get(run["adapter"]))]
+                [*_which(m, run), *_cells(run["ttft_ms"]), *_cells(run["tpot_ms"]), _interval(run["tokens_per_second"])]
                 for run in runs
-            ]  # fmt: skip
-            parts += [table(f"{name}: writing", headings, rows), _unstable(runs)]
-        if runs := m.get("classification"):
-            headings = ["adapter", "batch", "tokens", *_percentiles("classify, ms"), "rows per second", "adapter, MB"]
-            rows = [
-                [run["adapter"], run["batch_size"], run["prompt_tokens"], *_cells(run["latency_ms"]),
-                 _interval(run["rows_per_second"]), _megabytes(sizes.get(run["adapter"]))]
-                for run in runs
-            ]  # fmt: skip
-            parts += [table(f"{name}: classifying", headings, rows), _unstable(runs)]
+            ]
+            caption = f"{name}: writing {lengths[1]} tokens after prompts of {lengths[0]}"
+            parts += [table(caption, ["adapter", "MB", "batch", *writing], rows), _unstable(runs)]
+        classifying = [*_percentiles("classify, ms"), "rows per second"]
+        for lengths, runs in _by_lengths(m.get("classification")).items():
+            rows = [[*_which(m, run), *_cells(run["latency_ms"]), _interval(run["rows_per_second"])] for run in runs]
+            caption = f"{name}: classifying texts of {lengths[0]} tokens"
+            parts += [table(caption, ["adapter", "MB", "batch", *classifying], rows), _unstable(runs)]
     return parts
 
 
@@ -170,6 +164,20 @@ def _plots(figures: Sequence[Figure], otherwise: str) -> list[str]:
     if not figures:
         return [paragraph(otherwise)] if otherwise else []
     return [Html('<div class="plots">\n'), *(figure(*each) for each in figures), Html("</div>\n")]
+
+
+def _by_lengths(runs: Sequence[Mapping[str, Any]] | None) -> dict[tuple[int, int], list[Mapping[str, Any]]]:
+    """Runs by (prompt_tokens, new_tokens), in order; new_tokens of a classification is 0."""
+    groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for run in runs or []:
+        groups.setdefault((run["prompt_tokens"], run.get("new_tokens", 0)), []).append(run)
+    return groups
+
+
+def _which(measurement: Mapping[str, Any], run: Mapping[str, Any]) -> list[object]:
+    """Cells that say what a row measures: adapter, its size in MB, rows of a batch."""
+    return [run["adapter"] or BASE, _megabytes(measurement["size_bytes"]["adapters"].get(run["adapter"])),
+            run["batch_size"]]  # fmt: skip
 
 
 def _percentiles(what: str) -> list[str]:

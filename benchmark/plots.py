@@ -1,6 +1,6 @@
 """Plots of the benchmark's results as SVG text: drawn for the width of a phone, told apart by shape as well as colour.
 
-Drawn 360 points wide with letters of 11 points, so that they stay readable when the page scales them down to a phone.
+Drawn 360 points wide with letters of 12 points, so that they stay readable when the page scales them down to a phone.
 The same results give the same bytes.
 """
 
@@ -25,15 +25,17 @@ _NAME_LENGTH = 24  # characters of a name beside an axis; tables have it in full
 _LOG_FROM = 30  # times the smallest value: a linear axis would press the small ones together
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 11,
-    "axes.labelsize": 11,
+    "font.size": 12,
+    "axes.labelsize": 12,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "text.parse_math": False,  # names may have a $ in them
     "svg.fonttype": "path",  # looks alike where DejaVu is not installed
     "svg.hashsalt": "olival",
@@ -104,6 +106,8 @@ def row_plot(slug: str, rows: Sequence[str], dots: Sequence[Dots], label: str, l
     if line_at is not None:
         axes.axvline(line_at, color="#000000", linewidth=1, linestyle="--", zorder=1)
     axes.set_xlabel(label + _scale(axes, "x", found, from_zero=line_at is None))
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=6)
     if len(dots) > 1:
         figure.legend(loc="outside lower center", ncols=len(dots), handletextpad=0.3, columnspacing=1.2)
     return figure
@@ -120,7 +124,7 @@ def throughput_plot(slug: str, lines: Sequence[Line], label: str) -> Figure:
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("rows in a batch")
-    axes.set_ylabel(label)
+    axes.set_title(label)  # upright above the axis: a turned label is hard to read
     axes.set_ylim(bottom=0)
     axes.grid()
     _line_legend(figure, lines)
@@ -136,7 +140,7 @@ def quality_plot(slug: str, panels: Sequence[tuple[str, Sequence[Line]]], label:
         _lines(axes, points, connect=False)
         spans = [Span(x) for line in points for x, _ in line.points]
         axes.set_xlabel(name + _scale(axes, "x", spans, from_zero=True))
-        axes.set_ylabel(label)
+        axes.set_title(label)
         axes.margins(y=0.25)
         axes.grid()
     _line_legend(figure, lines)

@@ -131,7 +131,8 @@ def quality_figures(results: Mapping[str, Any]) -> list[Figure]:
         panels = [(f"{what}, median, ms", latencies), ("base and adapter on disk, MB", sizes_shown)]
         label = f"{metric} ({better} is better)"
         each = "; ".join(f"{_of(line)} {number(line.points[0][1].value)}" for line in by_latency)
-        caption = f"{metric} against the median {what} and against size ({better} and further left is better): {each}."
+        title = metric[:1].upper() + metric[1:]
+        caption = f"{title} against the median {what} and against size ({better} and further left is better): {each}."
         slug = f"quality-{len(figures)}"
         figures.append(Figure(quality_plot(slug, panels, label), caption + left_out))
     return figures
@@ -153,7 +154,7 @@ def number(value: float | None) -> str:
     """Three digits, with thousands separated: 0.501, 47.6, 1,960."""
     if value is None:
         return "n/a"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _runs(measurement: Mapping[str, Any]) -> Iterable[Run]:
@@ -199,7 +200,9 @@ def _fastest(measurement: Mapping[str, Any], adapter: str) -> tuple[Run | None, 
 
 def _extremes(rows: Sequence[str], dots: Dots, unit: str) -> str:
     found = [
-        (span.value, row.replace("\n", ", ")) for row, span in zip(rows, dots.values, strict=True) if span is not None
+        (span.value, _said(row.replace("\n", ", ")))
+        for row, span in zip(rows, dots.values, strict=True)
+        if span is not None
     ]
     low, high = min(found), max(found)
     if len(found) == 1:
@@ -230,4 +233,8 @@ def _few(lines: Sequence[Line]) -> tuple[list[Line], str]:
 
 
 def _of(line: Line) -> str:
-    return ", ".join(filter(None, [line.thing, line.variant]))
+    return _said(", ".join(filter(None, [line.thing, line.variant])))
+
+
+def _said(name: str) -> str:
+    return name.replace(BASE, "the base")  # no other name has brackets

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from benchmark.report_figures import BASE, number
 from benchmark.targets import ONE_PER_ENVIRONMENT
 from evaluators.report import plain_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-BASE = "(base)"
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -80,11 +79,11 @@ def _print_agreement(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def _percentiles(distribution: Mapping[str, Any]) -> str:
     values = (distribution[percentile] for percentile in ("p50", "p90", "p99"))
-    return "/".join("-" if value is None else f"{value:.3g}" for value in values)
+    return "/".join("-" if value is None else number(value) for value in values)
 
 
 def _rate(rate: Mapping[str, float]) -> str:
-    return f"{rate['median']:,.4g} ({rate['low']:,.4g}-{rate['high']:,.4g})"
+    return f"{number(rate['median'])} ({number(rate['low'])}-{number(rate['high'])})"
 
 
 def _text(text: str) -> Any:
