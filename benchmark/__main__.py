@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["compare"]:
-        from benchmark import compare
+        from benchmark.compare import main as compare
 
-        return compare.main(given[1:])
+        return compare(given[1:])
     options = _parser().parse_args(given)
     try:
         return _measure(options)

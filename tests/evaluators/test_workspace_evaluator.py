@@ -152,7 +152,7 @@ def test_custom_metrics(
     cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([{**case, "same": ["boss"]}]), encoding="utf-8")
     asked = [custom(metrics, "mood", "precision_macro", "flip_rate"), custom(metrics, "story", "chrf", "pass_rate")]
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "mood_more": {"adapter": "mood", "cases": str(cases)},
         "story_more": {"adapter": "story", "cases": str(cases), "max_new_tokens": 5},
     }
