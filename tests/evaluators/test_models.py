@@ -16,6 +16,7 @@ from evaluators.package_model import PackageModel
 from evaluators.parity import adapter_parity
 from evaluators.torch_model import TorchModel
 from runtime.errors import OlivalError
+from runtime.session import GraphSession
 from tests.conftest import SENTENCES
 
 LABELS = ["bad", "good", "none"]
@@ -165,18 +166,28 @@ def test_only_the_positions_that_are_read_are_computed(
 ) -> None:
     """Rows of like length go together, and the vocabulary's logits are those of the last tokens alone."""
     seen = []
-    session = package_model.runtime._graph()
-    run = session._run
+    run = GraphSession._run
 
-    def spy(output: str, *args: Any) -> np.ndarray:
-        result = run(output, *args)
+    def spy(session: GraphSession, output: str, *args: Any) -> np.ndarray:
+        result = run(session, output, *args)
         seen.append((args[0].shape, result.shape[:2]))
         return result
 
-    monkeypatch.setattr(session, "_run", spy)
+    monkeypatch.setattr(GraphSession, "_run", spy)
     rows = [[1, *range(3, 3 + n)] for n in (5, 20, 6, 21)]
     package_model.token_scores(rows, "story", [len(row) - 2 for row in rows], batch_size=2)
-    assert seen == [((2, 21), (2, 3)), ((2, 6), (2, 3))]
+    assert sorted(seen) == [((2, 6), (2, 3)), ((2, 21), (2, 3))]
+
+
+def test_batches_side_by_side_give_the_same(package_folder: Path, rows: list[list[int]]) -> None:
+    one, several = (PackageModel(package_folder, side_by_side=flag) for flag in (False, True))
+    np.testing.assert_allclose(one.class_logits(rows, "mood", 2), several.class_logits(rows, "mood", 2), atol=1e-6)
+    starts = [1] * len(rows)
+    for expected, found in zip(*(m.token_scores(rows, "story", starts, 2) for m in (one, several)), strict=True):
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert one._for_batches(9)[0] is one.runtime and several._for_batches(9)[0].threads == 1
+    assert several._for_batches(1)[0] is several.runtime
 
 
 def test_batches_keep_within_the_bytes_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +225,7 @@ def test_logits_that_are_no_numbers_fail_and_name_adapter_and_row(
     import torch
 
     victim = rows[3]
-    session = package_model.runtime._graph()
-    run, forward = session._run, torch_model.model.forward
+    run, forward = GraphSession._run, torch_model.model.forward
 
     def spoil(ids: Any, logits: Any) -> Any:
         for place, row in enumerate(ids.tolist()):
@@ -223,41 +233,40 @@ def test_logits_that_are_no_numbers_fail_and_name_adapter_and_row(
                 logits[place, -len(victim) :, 7] = value
         return logits
 
-    def bad_run(output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
-        return np.array(spoil(ids, run(output, ids, *args)))
+    def bad_run(session: GraphSession, output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
+        return np.array(spoil(ids, run(session, output, ids, *args)))
 
     def bad_forward(input_ids: torch.Tensor, **kwargs: Any) -> Any:
         output = forward(input_ids=input_ids, **kwargs)
         output.logits = spoil(input_ids, output.logits)
         return output
 
-    monkeypatch.setattr(session, "_run", bad_run)
+    monkeypatch.setattr(GraphSession, "_run", bad_run)
     monkeypatch.setattr(torch_model.model, "forward", bad_forward)
     name = "the base without adapter" if adapter is None else "adapter 'story'"
     for model in (torch_model, package_model):
         assert model.token_scores(rows[4:], adapter, [1] * len(rows[4:]))
-        with pytest.raises(OlivalError, match=f"{name}, row 3: the logits are not finite"):
+        with pytest.raises(OlivalError, match=f"{name}, row 4: the logits are not finite"):
             model.token_scores(rows, adapter, [1] * len(rows))
 
 
 def test_class_logits_that_are_no_numbers_fail(
     torch_model: TorchModel, package_model: PackageModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = package_model.runtime._graph()
-    run = session._run
+    run = GraphSession._run
 
-    def bad_run(output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
-        result = run(output, ids, *args).copy()
+    def bad_run(session: GraphSession, output: str, ids: np.ndarray, *args: Any) -> np.ndarray:
+        result = run(session, output, ids, *args).copy()
         result[[row[: len(rows[2])] == rows[2] for row in ids.tolist()], 1] = np.nan
         return result
 
-    monkeypatch.setattr(session, "_run", bad_run)
-    with pytest.raises(OlivalError, match="adapter 'mood', row 2: the logits are not finite"):
+    monkeypatch.setattr(GraphSession, "_run", bad_run)
+    with pytest.raises(OlivalError, match="adapter 'mood', row 3: the logits are not finite"):
         package_model.class_logits(rows, "mood", batch_size=4)
     head = torch_model.heads["mood"].clone()
     head[0, 0] = np.inf
     monkeypatch.setitem(torch_model.heads, "mood", head)
-    with pytest.raises(OlivalError, match="adapter 'mood', row 0: the logits are not finite"):
+    with pytest.raises(OlivalError, match="adapter 'mood', row 1: the logits are not finite"):
         torch_model.class_logits(rows, "mood")
 
 

@@ -183,10 +183,10 @@ def test_the_finished_run_prints_the_table(finished: Finished) -> None:
     scores = {(row["adapter"], row["metric"]): row for row in evaluation["quality"]}
     assert set(scores) == {("mood", m) for m in ("accuracy", "f1_macro", "f1_weighted")} | {("story", "perplexity")}
     accuracy, perplexity = scores["mood", "accuracy"], scores["story", "perplexity"]
-    shown = [f"{accuracy[column]:.3f}" for column in ("base", "pytorch", "package", "tfidf")]
-    assert ["mood", "accuracy", *shown] in rows
-    shown = [f"{perplexity[column]:.2f}" for column in ("base", "pytorch", "package")]
-    assert ["story", "perplexity", *shown, "-"] in rows
+    shown = [f"{accuracy[column]:.3f}" for column in ("base", "pytorch", "package", "low", "high", "tfidf")]
+    assert ["mood", "accuracy", *shown[:3], "-".join(shown[3:5]), shown[5]] in rows
+    shown = [f"{perplexity[column]:.2f}" for column in ("base", "pytorch", "package", "low", "high")]
+    assert ["story", "perplexity", *shown[:3], "-".join(shown[3:]), "-"] in rows
     assert perplexity["pytorch"] < perplexity["base"]
     assert perplexity["package"] == pytest.approx(perplexity["pytorch"], rel=1e-4)
     assert [row[0] for row in rows if "size" in row] == ["base", "mood", "story", "tone", "total"]
