@@ -10,8 +10,8 @@ from typing import Any
 
 from data.examples import ClassificationData, GenerationData, load_data
 from data.splits import find_duplicates
+from evaluators.metric_check import metric_adapter
 from evaluators.quality import OVERLAP, STRUCTURED
-from evaluators.workspace_evaluator import metric_adapter
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from evaluators.workspace_evaluator import metric_adapter
+from evaluators.metric_check import metric_adapter
 from passes.atomic_folder import is_result
 from passes.data_check import check_data
 from passes.registration import PASS_MODULES, task_of
@@ -233,7 +233,8 @@ def _check_metrics(engine: Any, ours: list[tuple[str, Any]], base: Path | None) 
     evaluator = engine.evaluator
     if evaluator is None or base is None:
         return []
-    from evaluators.workspace_evaluator import EVALUATOR_TYPE, LATENCY_OPTIONS, check_metrics
+    from evaluators.metric_check import LATENCY_OPTIONS, check_metrics
+    from evaluators.workspace_evaluator import EVALUATOR_TYPE
     from passes.base_model import context_length, is_encoder
 
     if evaluator.type != EVALUATOR_TYPE:

@@ -33,8 +33,8 @@ def test_data_options() -> None:
 
 
 def test_quantization_parity_and_metric_options() -> None:
+    from evaluators.metric_check import LATENCY_OPTIONS
     from evaluators.parity import OPTIONS
-    from evaluators.workspace_evaluator import LATENCY_OPTIONS
     from passes.graph.checks import QUANTIZATION_DEFAULTS
 
     assert [o for o in OPTIONS if f"`{o}`" not in TEXT] == []

@@ -12,10 +12,11 @@ import pytest
 
 from data.examples import GenerationData, load_data
 from data.tokenizing import encode_generation
+from evaluators.metric_check import metric_problems
 from evaluators.perplexity import perplexity
 from evaluators.subjects import evaluation_file
 from evaluators.torch_model import TorchModel
-from evaluators.workspace_evaluator import WorkspaceEvaluator, metric_problems
+from evaluators.workspace_evaluator import WorkspaceEvaluator
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
 from runtime.errors import ConfigError, DataError
 from tests.conftest import SENTENCES
