@@ -41,7 +41,9 @@ def evaluate_package(plan: Plan) -> dict[str, Any]:
     }
     if plan.base is not None:
         from evaluators.torch_model import TorchModel
+        from passes.base_model import quieten_transformers
 
+        quieten_transformers()
         models = {"pytorch": TorchModel(plan.base, dict(plan.peft)), **models}
         identities["pytorch"] = lambda adapter: _torch_identity(plan, adapter)
     parts = FinishedParts(plan.output.with_suffix(".parts"))

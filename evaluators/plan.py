@@ -19,6 +19,8 @@ from evaluators.structured import read_schema
 from runtime.errors import ConfigError, DataError, OlivalError, nearest
 from runtime.manifest import read_manifest
 
+# of labels where each text has one: micro averages are the accuracy, weighted recall too
+USUAL = ("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro")
 KIND = "olival quality"  # marks a result file, which alone may be overwritten
 
 
@@ -164,7 +166,7 @@ def _wanted(name: str, task: str, chosen: list[str], with_schema: bool, problems
         problems.append(f"--metrics {','.join(chosen)}: none is for '{name}'; {nearest('', valid)}")
     if "schema_valid" in chosen and not with_schema:
         problems.append("--metrics schema_valid: needs --schema")
-    default = CLASSIFICATION if task == "classification" else LIKELIHOOD
+    default = USUAL if task == "classification" else LIKELIHOOD
     if task != "classification" and with_schema and not chosen:
         return (*LIKELIHOOD, *STRUCTURED)
     return [score for score in valid if score in chosen] if chosen else default

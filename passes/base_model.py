@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("nf4", "fp4")  # of bitsandbytes; None keeps the base as it is
 # Model types of transformers that read a text in both directions: they classify by its first token, and write none.
 ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
+
+
+def quieten_transformers() -> None:
+    """Leaves the terminal to the workspace's own progress and to warnings that a user can act on."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def local_folder(model_path: str) -> Path:

@@ -11,12 +11,12 @@ import json
 import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from passes.atomic_folder import recover_folder, replace_folder
+from passes.base_model import quieten_transformers
 from passes.workflow_check import cache_dir, check_workflow
 from runtime.errors import ConfigError, OlivalError
 from runtime.manifest import MANIFEST, read_manifest, write_manifest
@@ -114,13 +114,9 @@ def _drop_broken_cache_files(cache_dir: Path) -> None:
 
 def _quieten_libraries() -> None:
     """Leaves the terminal to the workspace's own progress and to warnings that a user can act on."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quieten_transformers()
     # Olive raises its own log level to print each pass once more when a run ends
     logging.getLogger("olive.engine.engine").addFilter(lambda record: "_dump_run_history" not in record.funcName)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def _on_command_line() -> bool:
