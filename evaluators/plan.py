@@ -19,7 +19,7 @@ from evaluators.structured import read_schema
 from runtime.errors import ConfigError, DataError, OlivalError, nearest
 from runtime.manifest import read_manifest
 
-# of labels where each text has one: micro averages are the accuracy, weighted recall too
+# where each text has one label, micro averages and weighted recall are the accuracy again
 USUAL = ("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro")
 KIND = "olival quality"  # marks a result file, which alone may be overwritten
 
