@@ -49,6 +49,7 @@ def check(results: dict[str, Any], targets: set[str]) -> None:
     assert results["errors"]["adapter_int8"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     results = run(tmp_path, monkeypatch, "--skip-stock")
     check(results, TARGETS)

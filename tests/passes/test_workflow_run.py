@@ -279,6 +279,7 @@ def test_a_package_for_a_target_that_is_not_here(finished: Finished) -> None:
         assert all(scores["package"] is None for scores in entry["metrics"].values())
 
 
+@pytest.mark.slow
 def test_a_missed_goal_leaves_the_package(finished: Finished) -> None:
     content = finished.olive.workflow()
     metrics = {metric["name"]: metric["sub_types"][0] for metric in content["evaluators"]["all"]["metrics"]}
