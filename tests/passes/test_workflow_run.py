@@ -138,8 +138,9 @@ class Finished:
         self.adapters: list[dict[str, tuple[str, int, int]]] = []
         moments: list[tuple[Callable[[], bool], float]] = [
             (lambda: olive.unfinished("story"), 0.05),  # "mood" is finished, "story" is being trained
-            (lambda: "building fp32" in olive.stderr(), 0.5),  # all are trained, the package is being built
-            (lambda: "comparing 3 adapters" in olive.stderr(), 0.5),  # it is being measured
+            # all are trained, the package is being built; a later kill might find the whole export in Olive's cache
+            (lambda: "building fp32" in olive.stderr(), 0.05),
+            (lambda: "comparing 3 adapters" in olive.stderr(), 0.5),  # it is being compared, or measured
         ]
         for reached, at_most_s in moments:
             olive.kill_when(reached, at_most_s)
