@@ -1,0 +1,1 @@
+"""Searches over whole workflows with Optuna, per hardware target."""
