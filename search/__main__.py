@@ -36,13 +36,10 @@ def _run(options: argparse.Namespace) -> int:
     from search.worker import work
 
     space = read_space(options.space)
-    complete = work(space)
+    work(space)
     study = read_study(space)
     print_status(study)
-    if not complete:
-        return 0
-    _write_report(study, space)
-    return _recommend(study, None)
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

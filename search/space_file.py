@@ -87,7 +87,9 @@ def _pruner_problems(pruner: Any, where: str, workflows: Mapping[str, dict[str, 
     if workflows and "adapter" in pruner and adapter not in adapters:
         problems.append(f"{where}.adapter: there is no adapter {adapter!r}; {nearest(adapter, adapters)}")
     elif "metric" in pruner:
-        task = adapters.get(adapter) or ("classification" if "classification" in adapters.values() else "generation")
+        task = adapters.get(str(adapter)) or (
+            "classification" if "classification" in adapters.values() else "generation"
+        )
         metrics = ("accuracy",) if pruner.get("type") == "wilcoxon" else VALIDATION[task]
         if pruner["metric"] not in metrics:
             problems.append(

@@ -120,9 +120,8 @@ def _make_or_load(space: Space, storage: optuna.storages.RDBStorage, not_measure
     if not objectives:
         reasons = "; ".join(f"{target}: {why}" for target, why in not_measured.items())
         raise ConfigError([f"{space.file}: objectives: none can be measured on this machine: {reasons}"])
-    study = optuna.create_study(
-        study_name=space.name, storage=storage, directions=[o.direction for o in objectives], load_if_exists=True
-    )
+    directions = [optuna.study.StudyDirection[o.direction.upper()] for o in objectives]
+    study = optuna.create_study(study_name=space.name, storage=storage, directions=directions, load_if_exists=True)
     if _TARGETS not in study.user_attrs:
         names = [f"{o.target}: {o.metric}" if space.several_targets else o.metric for o in objectives]
         study.set_metric_names(names)

@@ -45,6 +45,7 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         violated[target] = tuple(str(c) for c in broken)
     worker = kept.get(WORKER)
     notes = kept.get(NOTES) or []
+    curves: dict[str, dict[str, float | None]] = kept.get(CURVES) or {}
     return TrialRecord(
         slot=kept[SLOT],
         attempt=kept[ATTEMPT],
@@ -54,9 +55,7 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
         violated=violated,
         reason=kept.get(REASON) or ("; ".join(notes) or None),
-        curves={
-            n: {int(s): v for s, v in curve.items() if v is not None} for n, curve in (kept.get(CURVES) or {}).items()
-        },
+        curves={n: {int(s): v for s, v in curve.items() if v is not None} for n, curve in curves.items()},
         folder=_folder(space, kept),
         started=trial.datetime_start,
         finished=trial.datetime_complete,

@@ -76,10 +76,8 @@ def _run_targets(
     targets = study_targets(study)[0]
     for target in sorted(files, key=lambda t: t not in targets):
         place = files[target].parent
-        watch.restart()
-        ended = run(
-            files[target], place / LOG, place / VALUES_FILE, lambda place=place: watch.poll(place / VALUES_FILE)
-        )  # type: ignore[misc]
+        watch.follow(place / VALUES_FILE)
+        ended = run(files[target], place / LOG, place / VALUES_FILE, watch.poll)
         of = f"{target}: " if space.several_targets else ""
         if ended.stopped == GIVEN_UP:
             return "given up", None
@@ -100,9 +98,9 @@ def _run_targets(
 
 def _unmeasured(space: Space, study: optuna.Study, metrics: Mapping[str, Mapping[str, float]]) -> str | None:
     """What is missing for the trial to be judged."""
-    wanted = [
-        (o.target, o.metric) for o in (*space.objectives, *space.constraints) if o.target in study_targets(study)[0]
-    ]
+    objectives = [(o.target, o.metric) for o in space.objectives]
+    constraints = [(c.target, c.metric) for c in space.constraints]
+    wanted = [(t, m) for t, m in objectives + constraints if t in study_targets(study)[0]]
     missing = [f"{m} of {t}" for t, m in wanted if m not in metrics.get(t, {})]
     broken = [f"{m} of {t}" for t, m in wanted if m in metrics.get(t, {}) and not math.isfinite(metrics[t][m])]
     if missing or broken:

@@ -17,7 +17,7 @@ LOG, VALUES, WORKFLOW, PACKAGE = "log.txt", "intermediate_values.jsonl", "workfl
 
 
 def trial_folder(space: Space, slot: int, attempt: int) -> Path:
-    """trials/NNNN; a further attempt has a folder of its own: a worker that was cut off may still write into the first."""
+    """trials/NNNN; a further attempt has one of its own: a worker that was cut off may still write into the first."""
     return space.output / "trials" / (f"{slot:04d}" if attempt == 0 else f"{slot:04d}-attempt-{attempt + 1}")
 
 

@@ -35,15 +35,19 @@ class Watch:
         self._space, self._study, self._trial, self._given_up, self._show = space, study, trial, given_up, show
         self._memory: dict[str, Any] = {}
         self._past: dict[str, list[Curve]] = {}
-        self._offset = 0
+        self._file, self._offset = Path(), 0
         self._written = 0.0
         self._pruners = [(p, *_judged(space, p)) for p in space.pruners if p["type"] != "none"]
 
-    def poll(self, values: Path) -> str | None:
+    def follow(self, values: Path) -> None:
+        """Takes up the file that the next run writes its intermediate values to."""
+        self._file, self._offset = values, 0
+
+    def poll(self) -> str | None:
         """Reads what has come; the reason to stop the trial, or None."""
         if self._given_up.is_set():
             return GIVEN_UP
-        lines, self._offset = read_from(values, self._offset)
+        lines, self._offset = read_from(self._file, self._offset)
         new: set[str] = set()
         for line in lines:
             new |= self._take(line)
@@ -55,10 +59,6 @@ class Watch:
             if name in new and self._hopeless(number, options, name, way):
                 return f"{options['type']} pruner: {_words(name, self.curves[name])}"
         return None
-
-    def restart(self) -> None:
-        """Before the run of a further target, which writes a new file."""
-        self._offset = 0
 
     def write(self) -> None:
         """Stores the curves, for the report and for other workers' pruners."""
@@ -143,7 +143,7 @@ GIVEN_UP = "given up"  # another worker has taken the trial over
 
 
 def _judged(space: Space, pruner: Mapping[str, Any]) -> tuple[str, str]:
-    """(name of the curve that a pruner judges, direction); without options it is that of the first objective's adapter."""
+    """(name of the curve that a pruner judges, direction); by default that of the first quality objective's adapter."""
     target = space.objectives[0].target
     adapters = tasks(space.workflow(target))
     qualities = [o.metric for o in space.objectives if is_quality(o.metric)]

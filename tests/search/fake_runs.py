@@ -1,4 +1,4 @@
-"""Runs that take milliseconds in place of `olive run`: they read a trial's workflow and write what a run would write."""
+"""Runs that take milliseconds in place of `olive run`: they read a trial's workflow and write what a run would."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def write_space(folder: Path, **changes: Any) -> Path:
         "parameters": {
             "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
             "passes.spam.rank": {"type": "int", "low": 2, "high": 32, "step": 2},
-            "precision": {"path": "passes.export.precision", "type": "categorical", "choices": ["int4", "int8", "fp32"]},
+            "precision": {
+                "path": "passes.export.precision", "type": "categorical", "choices": ["int4", "int8", "fp32"],
+            },
             "passes.export.quantization.block_size": {
                 "type": "categorical", "choices": [16, 32, 64], "when": {"precision": "int4"}, "inactive": "remove",
             },
