@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime.errors import ConfigError, nearest
+from search.space import DIRECTIONS
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -135,11 +136,13 @@ def judge(
     """
     import optuna
 
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, but is {direction!r}")
     trials = {other.number: _trial(other, direction) for other in past}
     trials[number] = _trial(Curve(number, "running", curve, None, state), direction)
     with _quiet():
         study = optuna.create_study(
-            direction=direction,
+            direction=optuna.study.StudyDirection[direction.upper()],
             study_name=STUDY_NAME,
             storage=optuna.storages.InMemoryStorage(),
             sampler=optuna.samplers.RandomSampler(),  # nothing is sampled; of all samplers it is made fastest
