@@ -19,7 +19,7 @@ from evaluators.latency import PROMPT_TEXT, stream_marks
 from runtime.errors import OlivalError
 from runtime.model import MultiAdapterModel
 
-LEAST_ROUNDS, MOST_ROUNDS = 30, 200  # 10 choose and 20 judge (search.remeasure.compared); small packages do more
+LEAST_ROUNDS, MOST_ROUNDS = 20, 200  # a median's interval needs some; small packages have them in seconds
 AIM_SECONDS = 30.0  # as many rounds between them as fit into this time
 _WARM_UP = 3  # rounds before the one that says how long a round takes
 

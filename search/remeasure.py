@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmark import results
 from benchmark.fresh_process import WorkerError, run_fresh
-from benchmark.interleaved import Ratio, paired_ratio
+from benchmark.interleaved import paired_ratio
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import read_manifest
 from search.records import StudyRecord
@@ -35,10 +35,10 @@ def remeasure(
         tell: called with a line when it starts; None prints it to stderr, where the worker's lines go.
 
     Returns:
-        JSON values: {"metric", "rounds", "prompt_tokens", "new_tokens", "reference": the slot that the others are compared with,
+        JSON values: {"metric", "rounds", "prompt_tokens", "new_tokens", "reference": slot with the lowest median,
         "seconds_median": {slot: seconds}, "ratios": {slot: [median, low, high] of the reference's time over this
-        trial's, with its 95 % interval (benchmark.interleaved.paired_ratio)}, "missing": {slot: why}, "machine",
-        "versions"}. Slots are texts as keys, as they are in JSON.
+        trial's, with its interval, see `compared`}, "missing": {slot: why}, "machine", "versions"}. Slots are texts as
+        keys, as they are in JSON.
 
     Raises:
         OlivalError: fewer than two packages are here, each missing one is named; or the measurement failed.
@@ -66,27 +66,22 @@ def remeasure(
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """{"rounds", "reference", "seconds_median", "ratios"} of the rounds' seconds by slot; see `remeasure`.
 
-    The first third of the rounds says which trial the others are compared with, the rest how they compare: chosen and
-    judged by the same rounds, one of four equal packages is found slower in 22 % of simulated runs, so in 8 %. If the
-    other rounds have one that is faster than that trial, its 95 % interval above 1, the fastest takes its place.
+    The reference is chosen by the same rounds that judge, so it may be any of the pairs that shows the largest
+    difference: the intervals hold with 95 % for all pairs together (Bonferroni). Of equal packages one is then found
+    slower in 5 % of runs; with 95 % for each pair it is 22 % of runs of four.
     """
-    slots = sorted(seconds, key=int)
-    rounds = len(seconds[slots[0]])
-    reference = min(slots, key=lambda slot: float(np.median(seconds[slot][: rounds // 3])))
-    judging = {slot: times[rounds // 3 :] for slot, times in seconds.items()}
-
-    def ratios_of(reference: str) -> dict[str, Ratio]:
-        return {slot: paired_ratio(judging[reference], judging[slot]) for slot in slots}
-
-    ratios = ratios_of(reference)
-    if any(ratio.low > 1 for ratio in ratios.values()):
-        reference = max(slots, key=lambda slot: ratios[slot].median)
-        ratios = ratios_of(reference)
+    medians = {slot: float(np.median(times)) for slot, times in seconds.items()}
+    reference = min(medians, key=lambda slot: (medians[slot], int(slot)))
+    pairs = len(seconds) * (len(seconds) - 1) / 2
+    ratios = {
+        slot: list(paired_ratio(seconds[reference], times, confidence=1 - 0.05 / pairs))
+        for slot, times in seconds.items()
+    }
     return {
-        "rounds": rounds,
+        "rounds": len(seconds[reference]),
         "reference": int(reference),
-        "seconds_median": {slot: float(np.median(seconds[slot])) for slot in slots},
-        "ratios": {slot: list(ratio) for slot, ratio in ratios.items()},
+        "seconds_median": medians,
+        "ratios": ratios,
     }
 
 

@@ -40,7 +40,7 @@ def test_packages_are_measured_again_in_a_fresh_process(study: StudyRecord, capf
     assert set(result["seconds_median"]) == set(result["ratios"]) == {"0", "2"}
     assert result["rounds"] >= latency_worker.LEAST_ROUNDS
     assert result["ratios"][str(result["reference"])] == [1.0, 1.0, 1.0]
-    assert all(seconds > 0 for seconds in result["seconds_median"].values())
+    assert result["seconds_median"][str(result["reference"])] == min(result["seconds_median"].values()) > 0
     assert all(low <= middle <= high for middle, low, high in result["ratios"].values())
     assert "trials/0001/package is not here" in result["missing"]["1"].replace("\\", "/")
     assert "genai_config.json" in result["missing"]["3"]
@@ -93,18 +93,11 @@ def noisy_rounds(means: list[float], rounds: int, rng: np.random.Generator) -> d
 
 
 def test_equal_packages_are_rarely_told_apart_and_different_ones_are() -> None:
-    """15 % of noise a round. Among four equal ones one is wrongly found slower in about 8 % of runs, 22 % without the
-    split of the rounds; one that takes 1.2 times as long is found."""
+    """15 % of noise a round: equal ones are told apart in about 5 % of runs, one that takes 1.2 times as long is."""
     rng = np.random.default_rng(0)
-    equal = [compared(noisy_rounds([1.0] * 4, 60, rng)) for _ in range(100)]
-    assert sum(any(high < 1 for _, _, high in result["ratios"].values()) for result in equal) <= 13
+    for count in (2, 4):
+        equal = [compared(noisy_rounds([1.0] * count, 40, rng)) for _ in range(100)]
+        assert sum(any(high < 1 for _, _, high in result["ratios"].values()) for result in equal) <= 10
     for _ in range(20):
-        result = compared(noisy_rounds([1.2, 1.0], 60, rng))
-        assert result["reference"] == 1 and result["ratios"]["0"][2] < 1
-
-
-def test_a_reference_that_turns_out_slower_is_replaced() -> None:
-    """The first rounds, of 30, were unlucky for the trial that is faster in the others."""
-    result = compared({"0": [1.0] * 30, "1": [1.5] * 10 + [0.8] * 20, "2": [2.0] * 30})
-    assert result["reference"] == 1
-    assert result["ratios"] == {"0": [0.8] * 3, "1": [1.0] * 3, "2": [0.4] * 3}
+        result = compared(noisy_rounds([1.2, 1.0, 1.0], 60, rng))
+        assert result["reference"] != 0 and result["ratios"]["0"][2] < 1
