@@ -7,6 +7,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,8 @@ def best(study: StudyRecord, targets: Sequence[str] | None, remeasured: dict[str
             if targets:
                 errors.append(f"{target}: nothing to recommend, it was not measured")
             continue
-        recommendation, failure = decide(study, target, remeasured)
+        recommendation = decide(study, target, remeasured)
         print_recommendation(study, recommendation)
-        if failure:
-            print(f"  Noise: {failure}")
         if recommendation.trial is None:
             errors.append(f"{target}: nothing to recommend")
             continue
@@ -69,25 +68,25 @@ def best(study: StudyRecord, targets: Sequence[str] | None, remeasured: dict[str
     return 1 if errors else 0
 
 
-def decide(study: StudyRecord, target: str, remeasured: dict[str, dict[str, Any]]) -> tuple[Recommendation, str | None]:
-    """The recommendation, after measuring again what the noise ties, and why that failed, where it did.
+def decide(study: StudyRecord, target: str, remeasured: dict[str, dict[str, Any]]) -> Recommendation:
+    """The recommendation, after measuring again what the noise ties; where that fails, the rule's words say why.
 
     A stored result counts as long as it compares the trials that are tied now, and no package that it missed is here.
     """
     stored = remeasured.get(target)
     recommendation = recommend(study, target, stored)
     if not recommendation.tied or recommendation.metric is None:
-        return recommendation, None
+        return recommendation
     if stored is not None and usable(stored, recommendation.metric, recommendation.tied):
         trials = {trial.slot: trial for trial in study.trials if trial.state == "complete"}
         missed = [trials[slot] for slot in recommendation.tied if str(slot) in stored["missing"]]
         if not any((trial.package(target, study.space) / MANIFEST).is_file() for trial in missed):
-            return recommendation, None
+            return recommendation
     try:
         remeasured[target] = remeasure(study, target, recommendation.metric, recommendation.tied)
     except OlivalError as error:
-        return recommendation, str(error)
-    return recommend(study, target, remeasured[target]), None
+        return replace(recommendation, rule=(*recommendation.rule, f"Noise: {error}."))
+    return recommend(study, target, remeasured[target])
 
 
 def copy_recommended(study: StudyRecord, recommendation: Recommendation) -> Path:
@@ -114,8 +113,10 @@ def copy_recommended(study: StudyRecord, recommendation: Recommendation) -> Path
         shutil.copy(workflow, new / workflow.name)
         write_json(new / RECOMMENDATION, as_json(study, recommendation))
         replace_folder(new, folder)
-    except OSError as error:  # shutil.Error, which lists several, is one too
-        raise OlivalError(f"trial {trial.slot}: {package} could not be copied to {folder}: {error}") from error
+    except OSError as error:
+        # copytree gives a list of (source, destination, reason)
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise OlivalError(f"trial {trial.slot}: {package} could not be copied to {folder}: {reason}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ def test_packages_of_this_machine_are_measured_again(package_folder: Path, tmp_p
     assert best(study, None, remeasured) == 0
     assert set(remeasured["target"]["ratios"]) == {"0", "1"}
     assert read_manifest(tmp_path / "recommended" / "target" / "package")["name"] == "tiny"
-    recommendation, failure = decide(study, "target", json.loads(json.dumps(remeasured)))
-    assert failure is None and recommendation.remeasured == remeasured["target"]
+    recommendation = decide(study, "target", json.loads(json.dumps(remeasured)))
+    assert recommendation.remeasured == remeasured["target"]
 
 
 def test_what_was_not_measured_is_not_recommended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,10 +178,10 @@ def no_package(study: StudyRecord, patch: pytest.MonkeyPatch) -> None:
 
 
 def full_disk(study: StudyRecord, patch: pytest.MonkeyPatch) -> None:
-    def copy(source: Path, destination: Path) -> None:
+    def copy(source: str, destination: str, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    patch.setattr("search.best.shutil.copy", copy)
+    patch.setattr("search.best.shutil.copytree", partial(shutil.copytree, copy_function=copy))
 
 
 def other_folder(study: StudyRecord, patch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def other_folder(study: StudyRecord, patch: pytest.MonkeyPatch) -> None:
     ("break_it", "reason"),
     [
         (no_package, "is not here (removed, or on another machine); `olive run --config"),
-        (full_disk, "could not be copied to"),
+        (full_disk, "recommended/target: [Errno 28] No space left on device"),
         (other_folder, "is no recommendation of a search, and is left as it is"),
     ],
 )
