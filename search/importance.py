@@ -63,11 +63,12 @@ def conditional_parameters(study: StudyRecord, objective: Objective) -> list[str
 
 def _shares(study: StudyRecord, objective: Objective, seed: int) -> dict[str, float]:
     import optuna
+    from optuna.study import StudyDirection
 
     former = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a study in memory is nobody's business
     try:
-        frozen = optuna.create_study(direction=objective.direction)
+        frozen = optuna.create_study(direction=StudyDirection[objective.direction.upper()])
         trials = _usable(study, objective)
         names = _shared_parameters(study, trials)
         frozen.add_trials([_frozen(study, objective, trial, names) for trial in trials])

@@ -36,10 +36,7 @@ def plot_scale(metric: str) -> tuple[float, str]:
 
 def value_text(value: Any, longest: int = _LONGEST) -> str:
     """A parameter's value: words as they are, numbers with 4 digits, all else as JSON, cut where it is too long."""
-    if isinstance(value, float):
-        text = f"{value:.4g}"
-    else:
-        text = value if isinstance(value, str) else json_text(value)
+    text = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json_text(value)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

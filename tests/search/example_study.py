@@ -91,12 +91,12 @@ def example_study(space: Space | None = None, done: int | None = None, **changes
         trials.append(example_trial(space, slot, state, attempt=int(slot == 9)))
     if done is None:
         trials.append(example_trial(space, space.trials - 1, "running"))
-    return StudyRecord(**({"space": space, "trials": tuple(trials), "measured": tuple(space.workflows),
-                           "not_measured": {}} | changes))  # fmt: skip
+    fields: dict[str, Any] = {"trials": tuple(trials), "measured": tuple(space.workflows), "not_measured": {}}
+    return StudyRecord(space, **(fields | changes))
 
 
 def pareto_front(study: StudyRecord, target: str) -> list[TrialRecord]:
-    """The feasible complete trials of a target that no other is at least as good as in all objectives and better in one."""
+    """The feasible complete trials of a target that no other one dominates."""
     objectives = study.space.objectives_of(target)
     trials = study.complete(target)
     values = {t.number: [(t.value(o) or 0.0) * (-1 if o.direction == "maximize" else 1) for o in objectives]

@@ -48,8 +48,8 @@ def test_choices_come_back(choices: tuple[Any, ...], storage: str) -> None:
         assert same(decode(parameter, trial.params["p"]), choice)
     again = optuna.load_study(study_name=study.study_name, storage=storage)
     assert len(again.trials) == len(choices)
-    for trial, choice in zip(again.trials, choices, strict=True):
-        assert same(decode(parameter, trial.params["p"]), choice)
+    for stored, choice in zip(again.trials, choices, strict=True):
+        assert same(decode(parameter, stored.params["p"]), choice)
     held = [trial.params["p"] for trial in again.trials]
     assert all(one != other for i, one in enumerate(held) for other in held[:i])
 
