@@ -14,6 +14,7 @@ from search.distributions import distribution, encode
 from search.labels import objective_label
 from search.records import StudyRecord, TrialRecord
 from search.space import Objective
+from search.standing import value_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -94,7 +95,7 @@ def _frozen(study: StudyRecord, objective: Objective, trial: TrialRecord, names:
 def _usable(study: StudyRecord, objective: Objective) -> list[TrialRecord]:
     """Complete trials with the objective's value, whose parameters are in the space as it is now."""
     trials = study.complete(objective.target, feasible=False)
-    return [trial for trial in trials if _in_space(study, trial)]
+    return [t for t in trials if value_of(t, objective) is not None and _in_space(study, t)]
 
 
 def _in_space(study: StudyRecord, trial: TrialRecord) -> bool:

@@ -34,6 +34,18 @@ def plot_scale(metric: str) -> tuple[float, str]:
     return (1e6, "MB") if metric.endswith(_MEGABYTES) else (1.0, "")
 
 
+def short_names(space: Space) -> dict[str, str]:
+    """Each parameter's name without the start of its path, as far as no two become alike: `learning_rate`, `rank`."""
+    names = [p.name for p in space.parameters]
+    found = {}
+    for name in names:
+        parts = name.split(".")
+        tails = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        alone = [tail for tail in tails if sum(n == tail or n.endswith(f".{tail}") for n in names) == 1]
+        found[name] = alone[0] if alone else name
+    return found
+
+
 def value_text(value: Any, longest: int = _LONGEST) -> str:
     """A parameter's value: words as they are, numbers with 4 digits, all else as JSON, cut where it is too long."""
     text = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json_text(value)

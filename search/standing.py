@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -35,25 +36,26 @@ def state_counts(study: StudyRecord) -> dict[str, int]:
     return {state: counts[state] for state in STATES if counts[state]}
 
 
+def value_of(trial: TrialRecord, objective: Objective) -> float | None:
+    """The trial's value of an objective, where there is one and it is a finite number."""
+    value = trial.value(objective)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def best(study: StudyRecord, objective: Objective) -> TrialRecord | None:
     """The complete trial with the objective's best value among those that keep its target's constraints."""
-    return next(iter(reversed(best_so_far(study.complete(objective.target), objective))), None)
+    return next(reversed(best_so_far(study.complete(objective.target), objective)), None)
 
 
 def best_so_far(trials: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
-    """Those of the trials that were better than all before them when they ended; the first that ended wins a tie."""
+    """Those of the trials that are better than all with a lower slot; the last one is the best of all."""
     records: list[TrialRecord] = []
-    for trial in by_end([t for t in trials if t.value(objective) is not None]):
-        value = trial.value(objective)
-        former = records[-1].value(objective) if records else None
+    for trial in sorted(trials, key=lambda t: t.slot):
+        value = value_of(trial, objective)
+        former = value_of(records[-1], objective) if records else None
         if value is not None and (former is None or objective.better(value, former)):
             records.append(trial)
     return records
-
-
-def by_end(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Trials in the order in which they ended; those without an end last."""
-    return sorted(trials, key=lambda t: (t.finished is None, t.finished.timestamp() if t.finished else 0.0, t.slot))
 
 
 def seconds_left(study: StudyRecord, now: datetime) -> float | None:

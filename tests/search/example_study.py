@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,9 @@ def example_study(space: Space | None = None, done: int | None = None, **changes
         trials.append(example_trial(space, slot, state, attempt=int(slot == 9)))
     if done is None:
         trials.append(example_trial(space, space.trials - 1, "running"))
+    if absent := changes.get("not_measured"):  # a package's size is known wherever it was made
+        trials = [replace(t, metrics={n: {"size_on_disk": m["size_on_disk"]} if n in absent else m
+                                      for n, m in t.metrics.items()}) for t in trials]  # fmt: skip
     fields: dict[str, Any] = {"trials": tuple(trials), "measured": tuple(space.workflows), "not_measured": {}}
     return StudyRecord(space, **(fields | changes))
 
