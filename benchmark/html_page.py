@@ -35,6 +35,7 @@ th[scope=row] { font-weight: 600; position: sticky; left: 0; background: #fff; m
 .interval { white-space: nowrap; }
 .missing { white-space: normal; display: inline-block; min-width: 8.5rem; }
 thead .n { white-space: normal; }
+.words { display: inline-block; min-width: 15rem; overflow-wrap: anywhere; }
 .stacked { display: block; max-width: 46rem; }
 .stacked dt { color: inherit; font-weight: 600; }
 .stacked dd { margin: 0 0 .5rem; }
@@ -54,6 +55,7 @@ figcaption { font-size: .875rem; color: #444; }
   table { font-size: 8pt; width: 100%; }
   th, td { padding-right: .4rem; }
   th[scope=row] { position: static; }
+  .words, .missing { min-width: 0; }
   .plots { grid-template-columns: 1fr 1fr; gap: 4mm 8mm; }
 }
 """
@@ -108,6 +110,11 @@ def missing(reason: object, beside: object = "") -> Html:
     """Why a cell has no value, in small letters; under `beside` where the cell says something else too."""
     start = f"{html(beside)}<br>" if beside else ""
     return Html(f'{start}<span class="missing">{html(reason)}</span>')
+
+
+def words(text: object) -> Html:
+    """A cell of running text, which takes the width to be read on a phone too."""
+    return Html(f'<span class="words">{html(text)}</span>')
 
 
 def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Html:

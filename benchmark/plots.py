@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmark.svg import COLOURS, MARKERS, blank, short, styled
+from benchmark.svg import COLOURS, MARKERS, blank, short, spread_scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_LOG_FROM = 30  # times the smallest value: a linear axis would press the small ones together
 
 
 class Span(NamedTuple):
@@ -144,8 +142,7 @@ def _errors(spans: Sequence[Span]) -> list[list[float]] | None:
 def _scale(axes: Axes, axis: str, spans: Sequence[Span], from_zero: bool) -> str:
     """Starts an axis at 0, or makes it logarithmic where values lie far apart; returns what its label says of that."""
     values = [span.value for span in spans]
-    if values and min(values) > 0 and max(values) / min(values) > _LOG_FROM:
-        axes.set(**{f"{axis}scale": "log"})
+    if spread_scale(axes, axis, values):
         return ", logarithmic"
     if from_zero:
         axes.set(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Arguments = ParamSpec("Arguments")
@@ -21,6 +22,7 @@ WIDTH = 5.0  # inches, 360 points
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NAME_LENGTH = 24  # characters of a name beside an axis; tables have it in full
+_LOG_FROM = 30  # times the smallest value: a linear axis would press the small ones together
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12,
@@ -61,6 +63,20 @@ def blank(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def spread_scale(axes: Axes, axis: str, values: Sequence[float]) -> bool:
+    """Makes an axis ("x" or "y") logarithmic where values lie too far apart for a linear one; says whether it did."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not values or min(values) <= 0 or max(values) / min(values) <= _LOG_FROM:
+        return False
+    axes.set(**{f"{axis}scale": "log"})
+    ticks = axes.xaxis if axis == "x" else axes.yaxis
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 1000 else (1,)))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # 10 to a power would be math, which is off
+    ticks.set_minor_formatter(NullFormatter())
+    return True
 
 
 def short(name: str, length: int = NAME_LENGTH) -> str:

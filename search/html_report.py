@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmark.html_page import (
-    Html,
-    code,
-    definitions,
-    figure,
-    html,
-    missing,
-    page,
-    paragraph,
-    section,
-    table,
-)
+from benchmark.html_page import Html, code, definitions, figure, html, missing, page, paragraph, section, table, words
 from search.distributions import json_text
 from search.figures import (
     Figure,
@@ -29,7 +18,7 @@ from search.figures import (
 )
 from search.labels import duration_text, metric_text, objective_label, short_names, value_text
 from search.records import StudyRecord, TrialRecord
-from search.space import Parameter, Space
+from search.space import Objective, Parameter, Space
 from search.standing import best, failures, state_counts
 from search.trials_table import to_folder, trials_table, value_cell
 
@@ -125,15 +114,22 @@ def _summary(study: StudyRecord, recommended: Mapping[str, Mapping[str, Any]]) -
     for objective in space.objectives:
         leader = best(study, objective)
         if leader is None:
-            why = study.not_measured.get(objective.target, "no complete trial keeps the constraints")
-            rows.append([objective_label(space, objective), "", missing(why), ""])
+            rows.append([objective_label(space, objective), missing(_why_none(study, objective)), "", ""])
             continue
         values = ", ".join(f"{names.get(n, n)} {value_text(v)}" for n, v in leader.parameters.items())
         cell = value_cell(leader, objective)
-        rows.append([objective_label(space, objective), cell, to_folder(study, leader, _short(leader)), values])
+        rows.append([objective_label(space, objective), cell, to_folder(study, leader, _short(leader)), words(values)])
     parts: list[str] = [_recommendations(study, recommended)]
     parts.append(table("The best of each objective", ["objective", "value", "trial", "parameters"], rows, texts=4))
     return parts
+
+
+def _why_none(study: StudyRecord, objective: Objective) -> str:
+    """Why no trial is the best of an objective."""
+    if objective.target in study.not_measured:
+        return f"not measured: {study.not_measured[objective.target]}"
+    measured = study.complete(objective.target, feasible=False)
+    return "no complete trial keeps the constraints" if measured else "no trial is complete"
 
 
 def _recommendations(study: StudyRecord, recommended: Mapping[str, Mapping[str, Any]]) -> str:
@@ -144,11 +140,11 @@ def _recommendations(study: StudyRecord, recommended: Mapping[str, Mapping[str, 
         trial = next((t for t in study.complete(target) if t.slot == slot), None)
         if trial is None or choice is None:
             why = " ".join(choice["rule"]) if choice else ""
-            rows.append([target, missing("no trial to recommend"), "", why])
+            rows.append([target, missing("no trial to recommend"), "", words(why)])
             continue
         values = ", ".join(f"{o.metric} {metric_text(o.metric, trial.value(o))}"
                            for o in study.space.objectives_of(target))  # fmt: skip
-        rows.append([target, to_folder(study, trial, _short(trial)), values, " ".join(choice["rule"])])
+        rows.append([target, to_folder(study, trial, _short(trial)), values, words(" ".join(choice["rule"]))])
     return table("Recommended", ["target", "trial", "objectives", "why"], rows, texts=4) if rows else ""
 
 

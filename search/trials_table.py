@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from benchmark.html_page import Html, code, html, link, missing, paragraph, table, with_note
+from benchmark.html_page import Html, code, html, link, missing, paragraph, table, with_note, words
 from search.labels import metric_text, objective_label, short_names, value_text
 from search.records import StudyRecord, TrialRecord
 from search.space import Objective, Space
@@ -35,7 +35,7 @@ def trials_table(study: StudyRecord) -> list[str]:
     rows = []
     for trial in study.trials:
         values = {name: value_text(trial.parameters[name]) for name in names if name in trial.parameters}
-        together = ["; ".join(f"{names[name]} {text}" for name, text in values.items())]
+        together = [words("; ".join(f"{names[name]} {text}" for name, text in values.items()))]
         rows.append(
             [
                 to_folder(study, trial, str(trial.slot)),
@@ -90,8 +90,8 @@ def _cell(trial: TrialRecord, column: _Column) -> object:
 def _state(trial: TrialRecord, space: Space) -> object:
     """The state, and below it what else there is to say: the attempt, constraints that are broken, the reason."""
     notes = [f"attempt {trial.attempt + 1}"] if trial.attempt else []
-    for target, words in trial.violated.items():
-        notes += [f"breaks {word}{f' on {target}' if space.several_targets else ''}" for word in words]
+    for target, broken in trial.violated.items():
+        notes += [f"breaks {bound}{f' on {target}' if space.several_targets else ''}" for bound in broken]
     if trial.reason:
         notes.append(trial.reason)
     return missing("; ".join(notes), beside=trial.state) if notes else trial.state

@@ -170,12 +170,16 @@ CAPTIONS = {
     "one objective": ("A front needs two objectives.", "1 h 30 min", "<dt>Pruners</dt><dd>none</dd>"),
     "nothing complete": (
         "No trial has been measured, so there is nothing to draw.",
-        "no complete trial keeps the constraints",
+        "no trial is complete",
         "has 0",
     ),
     "not begun": ("No trial has been started.", "No trial reported anything while it ran."),
     "nothing measured": ("No target is measured here.", "no provider here"),
-    "nothing feasible": ("no trial keeps the constraints, so there is no best", "no trial to recommend"),
+    "nothing feasible": (
+        "no trial keeps the constraints, so there is no best",
+        "no trial to recommend",
+        "no complete trial keeps the constraints",
+    ),
 }
 
 
