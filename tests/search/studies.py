@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search.records import StudyRecord, TrialRecord
-from search.space import ONLY_TARGET, Constraint, Objective, Parameter, Space
+from search.space import Constraint, Objective, Parameter, Space
 
 DIRECTIONS = {"spam-accuracy": "maximize", "tokens_per_second": "maximize", "intent-f1_macro": "maximize"}
 
@@ -15,7 +15,7 @@ DIRECTIONS = {"spam-accuracy": "maximize", "tokens_per_second": "maximize", "int
 def make_space(
     metrics: Sequence[str],
     constraints: Sequence[tuple[str, str, float]] = (),
-    targets: Sequence[str] = (ONLY_TARGET,),
+    targets: Sequence[str] = ("target",),
     output: Path = Path("output/study"),
     parameters: Sequence[str] = (),
     directions: Mapping[str, str] = DIRECTIONS,

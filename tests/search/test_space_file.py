@@ -32,9 +32,9 @@ def one_parameter(**changes: Any) -> dict[str, Any]:
 def test_a_space_is_read_with_defaults(tmp_path: Path) -> None:
     space = make_space(tmp_path, sampler=None, constraints=["spam-accuracy >= 0.93", "size_on_disk<=3e6"])
     assert space.parameters[0].name == RATE and space.parameters[-1].when == {"precision": ("int4",)}
-    assert space.objectives == (Objective("spam-accuracy", "maximize", "target"),)
+    assert space.objectives == (Objective("spam-accuracy", "maximize", "cpu"),)
     assert space.constraints == (
-        Constraint("spam-accuracy", ">=", 0.93, "target"), Constraint("size_on_disk", "<=", 3e6, "target"),
+        Constraint("spam-accuracy", ">=", 0.93, "cpu"), Constraint("size_on_disk", "<=", 3e6, "cpu"),
     )  # fmt: skip
     assert (space.sampler, space.pruners, space.seed, space.retries) == ({"type": "tpe"}, (), 0, 3)
     assert space.storage == f"sqlite:///{tmp_path}/results/study.db"
