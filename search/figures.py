@@ -63,7 +63,7 @@ def front_figures(
     on_front = {t.number for t in front}
     others = [t for t in measured if t.number in numbers - on_front]
     infeasible = [t for t in measured if t.number not in numbers]
-    marked = next((t for t in front if t.slot == chosen), None)
+    marked = next((t for t in measured if t.slot == chosen), None)
     figures = []
     for place, pair in enumerate(combinations(reversed(objectives), 2)):  # quality, named first, stands upright
         drawn = Front(

@@ -73,7 +73,7 @@ def history_plot(slug: str, history: History, label: str) -> Figure:
         x, y = [*(p[0] for p in history.best), history.slots - 1], [*(p[1] for p in history.best), history.best[-1][1]]
         axes.step(x, y, where="post", color="#1a1a1a", linewidth=1.6, zorder=2, label="best so far")
     values = [y for _, y in [*history.feasible, *history.infeasible]]
-    axes.set_title(short(label, _TITLE) + _scale(axes, "y", values))
+    axes.set_title(_scaled(axes, "y", values, label))
     axes.set_xlim(-0.6, history.slots - 0.4)
     axes.grid()
     axes.tick_params(axis="x", length=0, labelbottom=False)
@@ -108,8 +108,8 @@ def front_plot(slug: str, front: Front, labels: tuple[str, str]) -> Figure:
         name, (x_chosen, y_chosen) = front.chosen
         axes.plot([x_chosen], [y_chosen], "o", color=ORANGE, markersize=15, markerfacecolor="none",
                   markeredgewidth=2, label=f"recommended: {short(name)}", zorder=4)  # fmt: skip
-    axes.set_xlabel(short(labels[0], _TITLE) + _scale(axes, "x", [x for x, _ in points]))
-    axes.set_title(short(labels[1], _TITLE) + _scale(axes, "y", [y for _, y in points]))
+    axes.set_xlabel(_scaled(axes, "x", [x for x, _ in points], labels[0]))
+    axes.set_title(_scaled(axes, "y", [y for _, y in points], labels[1]))
     axes.margins(0.12)
     axes.grid()
     if axes.get_xscale() == "linear":
@@ -152,7 +152,7 @@ def curves_plot(slug: str, curves: Curves, label: str) -> Figure:
         axes.plot(*zip(*curves.best, strict=True), color=BLUE, linewidth=2.6, marker=".")
     _curve_legend(figure, curves)
     points = [point for curve in [*curves.complete, *curves.pruned, curves.best] for point in curve]
-    axes.set_title(short(label, _TITLE) + _scale(axes, "y", [y for _, y in points]))
+    axes.set_title(_scaled(axes, "y", [y for _, y in points], label))
     axes.set_xlabel("step")
     axes.locator_params(axis="x", integer=True)
     axes.grid()
@@ -183,12 +183,13 @@ def _dots(
     axes.plot(x, y, marker, color=colour, markersize=size, markerfacecolor=inside, markeredgewidth=1.4, label=name)
 
 
-def _scale(axes: Axes, axis: str, values: Sequence[float]) -> str:
-    """Makes an axis logarithmic where values lie far apart; returns what its label says of that."""
+def _scaled(axes: Axes, axis: str, values: Sequence[float], label: str) -> str:
+    """Makes an axis logarithmic where values lie far apart; returns its label, which says so and fits."""
     if spread_scale(axes, axis, values):
-        return ", logarithmic"
+        end = ", logarithmic"
+        return short(label, _TITLE - len(end)) + end
     getattr(axes, f"{axis}axis").get_major_formatter().set_useOffset(False)  # whole numbers at the ticks
-    return ""
+    return short(label, _TITLE)
 
 
 def _end(name: str, length: int = 26) -> str:

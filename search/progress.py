@@ -71,9 +71,10 @@ class Progress:
 
     def stage(self, text: str) -> None:
         """What the trial does now; shown on a terminal only, and no more often than an eye can follow."""
-        if self._line is not None:
+        if self._line is not None and self._bar is not None:
             self._line.set_description_str(self._trial + _one_line(text), refresh=False)
             self._line.update(0)
+            self._bar.update(0)  # the time that has passed
 
     def trial_finished(self, record: TrialRecord, study: StudyRecord) -> None:
         """A trial of this worker has ended; `study` has it, and what other workers have done meanwhile."""
@@ -105,6 +106,7 @@ class Progress:
         time = f"about {duration_text(left)} left" if left is not None else ""
         found = _best_values(self.study)
         self._bar.n = len(finished(self.study))
+        self._bar.total = max(self.space.trials, self._bar.n)  # the space may ask for fewer than there are
         self._bar.set_postfix_str(", ".join(filter(None, [time, f"best {found}" if found else ""])), refresh=False)
         self._bar.refresh()
 

@@ -10,6 +10,7 @@ import sys
 import termios
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -102,6 +103,10 @@ def test_a_resumed_study_goes_on_where_it_was() -> None:
     with Progress(example_space(), stream):
         pass
     assert screen(stream.getvalue())[0].startswith("quickstart 0/30")
+    stream = Terminal()
+    with Progress(example_space(trials=5), stream, replace(study(12), space=example_space(trials=5))):
+        pass
+    assert screen(stream.getvalue())[0].startswith("quickstart 12/12")
 
 
 def test_a_trial_without_reason_values_or_times() -> None:
