@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluators.report import plain_table, wide_console
-from search.criteria import kind, value_text
+from search import labels
+from search.criteria import value_text
 from search.infeasible import constraint_text
+from search.labels import short_names
+from search.metric_names import kind
 from search.pareto import comparable, pareto_front
 from search.recommend import Recommendation
 from search.records import STATES, StudyRecord, TrialRecord
@@ -79,7 +80,7 @@ def _table(study: StudyRecord, recommendation: Recommendation) -> Table:
     extra = [] if recommendation.metric in (None, *(o.metric for o in objectives)) else [str(recommendation.metric)]
     titles = [_title(o.metric, "max" if o.direction == "maximize" else "min") for o in objectives]
     titles += [_title(metric, "") for metric in extra] + (["quality\n% of best"] if several else [])
-    short = short_names([p.name for p in study.space.parameters])
+    short = short_names(study.space)
     table = plain_table(["", "trial"], [*titles, *(short[name] for name in names)], ["why not"])
     table.columns[1].justify = "right"
     for trial in shown:
@@ -115,7 +116,7 @@ def _print_notes(console: Console, study: StudyRecord, recommendation: Recommend
     notes = [f"Pareto front: {len(front)} of {len(recommendation.candidates)}"]
     if len(shown) > len(front):
         notes[0] += "; the recommended trial is not on it: the front knows no noise and no tolerance"
-    short = short_names([p.name for p in study.space.parameters])
+    short = short_names(study.space)
     same = [p.name for p in study.space.parameters if p.name not in varying]
     same = [f"{short[name]} {parameter_text(shown[0], name)}" for name in same if name in shown[0].parameters]
     if same and len(shown) > 1:
@@ -139,25 +140,7 @@ def _title(metric: str, direction: str) -> str:
 
 def parameter_text(trial: TrialRecord, name: str) -> str:
     """A parameter's value in short, "-" where it is inactive."""
-    if name not in trial.parameters:
-        return "-"
-    value = trial.parameters[name]
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names by their last part: `passes.spam.rank` as `rank`, with as much before it as tells them apart."""
-    short = {}
-    for name in names:
-        parts = name.split(".")
-        others = [other.split(".") for other in names if other != name]
-        depth = 1
-        while depth < len(parts) and any(other[-depth:] == parts[-depth:] for other in others):
-            depth += 1
-        short[name] = ".".join(parts[-depth:])
-    return short
+    return labels.value_text(trial.parameters[name]) if name in trial.parameters else "-"
 
 
 def _plain(text: Any) -> Any:

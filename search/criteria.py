@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evaluators.report import number_text
+from search.metric_names import kind
 from search.records import StudyRecord, TrialRecord
 
-SIZE = "size_on_disk"
 # Trials run one after another, and a machine drifts between them by more than the noise inside one run: allowed beside
 # 95 % intervals, which know the noise of their own run only, ...
 DRIFT = 0.10
@@ -17,15 +17,6 @@ DRIFT = 0.10
 DRIFT_AND_NOISE = 0.25
 SIZE_TOLERANCE = 0.01  # share of the smallest package's bytes: tokenizer files and names differ by less
 _SPEED_ORDER = ("classify_p50_ms", "tpot_p50_ms", "ttft_p50_ms")
-
-
-def kind(metric: str) -> str:
-    """ "latency", "throughput", "size" or "quality"."""
-    if metric.endswith("_ms"):
-        return "latency"
-    if metric.endswith("tokens_per_second"):
-        return "throughput"
-    return "size" if metric == SIZE else "quality"
 
 
 def shares_of_best(values: Sequence[float], direction: str) -> list[float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from search.criteria import SIZE, value_text
+from search.criteria import value_text
+from search.metric_names import SIZE
 from search.records import StudyRecord, TrialRecord
 from search.space import Constraint
 

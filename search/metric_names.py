@@ -16,21 +16,20 @@ _CLASSIFY = ("classify_p50_ms", "classify_p90_ms")
 _GENERATE = ("ttft_p50_ms", "ttft_p90_ms", "tpot_p50_ms", "tpot_p90_ms", "tokens_per_second")
 
 
-def is_latency(metric: str) -> bool:
-    """A time in ms."""
-    return metric.endswith("_ms")
-
-
-def is_quality(metric: str) -> bool:
-    """Neither time, nor speed, nor size."""
-    return not is_latency(metric) and metric != SIZE and not metric.endswith("tokens_per_second")
+def kind(metric: str) -> str:
+    """ "latency" (ms), "throughput", "size" (bytes) or "quality"."""
+    if metric.endswith("_ms"):
+        return "latency"
+    if metric.endswith("tokens_per_second"):
+        return "throughput"
+    return "size" if metric == SIZE else "quality"
 
 
 def direction(metric: str) -> str:
     """minimize or maximize."""
     from evaluators.metric_check import LOWER
 
-    return "minimize" if metric.rpartition("-")[2] in (*LOWER, SIZE) or is_latency(metric) else "maximize"
+    return "minimize" if metric.rpartition("-")[2] in (*LOWER, SIZE) or kind(metric) == "latency" else "maximize"
 
 
 def tasks(workflow: dict[str, Any]) -> dict[str, str]:

@@ -16,16 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.criteria import (
-    SIZE,
-    SIZE_TOLERANCE,
-    kind,
-    mean_quality,
-    speed_metric,
-    time_of,
-    value_text,
-)
+from search.criteria import SIZE_TOLERANCE, mean_quality, speed_metric, time_of, value_text
 from search.infeasible import why_none
+from search.metric_names import SIZE, kind
 from search.pareto import comparable
 from search.records import StudyRecord, TrialRecord
 

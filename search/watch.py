@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.intermediate_values import read_from
-from search.metric_names import direction, is_quality, tasks
+from search.metric_names import direction, kind, tasks
 from search.pruning import Curve, judge
 from search.slots import OUTCOME, SLOT, by_slot
 from search.space import Space
@@ -146,7 +146,7 @@ def _judged(space: Space, pruner: Mapping[str, Any]) -> tuple[str, str]:
     """(name of the curve that a pruner judges, direction); by default that of the first quality objective's adapter."""
     target = space.objectives[0].target
     adapters = tasks(space.workflow(target))
-    qualities = [o.metric for o in space.objectives if is_quality(o.metric)]
+    qualities = [o.metric for o in space.objectives if kind(o.metric) == "quality"]
     first = next(
         (m.rpartition("-")[0] for m in qualities if m.rpartition("-")[0] in adapters), next(iter(adapters), "")
     )

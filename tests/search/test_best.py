@@ -12,7 +12,6 @@ import pytest
 from runtime.errors import ConfigError, OlivalError
 from runtime.manifest import read_manifest
 from search.best import best, decide
-from search.best_table import short_names
 from search.records import StudyRecord
 from search.remeasure import compared
 from tests.search.studies import make_space, make_study, make_trial
@@ -243,18 +242,6 @@ def test_the_recommended_trial_is_shown_though_a_front_does_not_hold_it(
     shown = capsys.readouterr().out
     assert "Pareto front: 1 of 2; the recommended trial is not on it" in shown
     assert "Speed (no objective asks for speed): trial 1 has the best tpot_p50_ms of them, 1 ms." in shown
-
-
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["passes.spam.rank", "precision"], ["rank", "precision"]),
-        (["passes.spam.rank", "passes.intent.rank", "lr"], ["spam.rank", "intent.rank", "lr"]),
-        (["rank", "passes.rank"], ["rank", "passes.rank"]),
-    ],
-)
-def test_parameters_have_the_shortest_names_that_tell_them_apart(names: list[str], short: list[str]) -> None:
-    assert list(short_names(names).values()) == short
 
 
 def test_an_error_of_the_measurement_is_no_error_of_the_command(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from search.metric_names import is_latency, is_quality, measured
+from search.metric_names import kind, measured
 from search.space_file import read_space
 from search.study_record import read_study
 from search.worker import work
@@ -69,8 +69,10 @@ def test_targets_share_trainings_and_a_trial_is_reproduced(tmp_path: Path, tiny_
     evaluation = json.loads((trial.package("cpu", space) / "evaluation.json").read_text(encoding="utf-8"))
     again, _ = measured(evaluation)
     before = trial.metrics["cpu"]
-    assert again.keys() == before.keys() and any(map(is_quality, before))
-    assert {m: v for m, v in again.items() if is_quality(m)} == {m: v for m, v in before.items() if is_quality(m)}
+    assert again.keys() == before.keys() and any(kind(m) == "quality" for m in before)
+    assert {m: v for m, v in again.items() if kind(m) == "quality"} == {
+        m: v for m, v in before.items() if kind(m) == "quality"
+    }
     assert again["size_on_disk"] == before["size_on_disk"]
-    for metric in filter(is_latency, before):
+    for metric in [m for m in before if kind(m) == "latency"]:
         assert before[metric] / 20 < again[metric] < before[metric] * 20  # of a model that takes microseconds
