@@ -24,7 +24,7 @@ from search.study_record import read_study
 from search.worker import work
 
 WORKFLOW = Path("workflows/quickstart.json")
-EPOCHS, VALIDATIONS_PER_EPOCH, STEPS_PER_EPOCH = 3, 2, 30
+EPOCHS, VALIDATION_STEPS = 2, 10  # of 60 steps
 PARAMETERS = {
     "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-5, "high": 3e-2, "log": True},
     "passes.spam.training_args.weight_decay": {"type": "float", "low": 0.0, "high": 0.2},
@@ -35,8 +35,11 @@ PARAMETERS = {
 SIDES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"type": "random"}},
     "pruned": {
-        "sampler": {"type": "tpe", "n_startup_trials": 8, "multivariate": True},
-        "pruner": [{"type": "median", "n_startup_trials": 4}, {"type": "wilcoxon", "p_threshold": 0.1}],
+        "sampler": {"type": "tpe", "n_startup_trials": 6, "multivariate": True},
+        "pruner": [
+            {"type": "percentile", "percentile": 33.0, "n_startup_trials": 3, "n_warmup_steps": 1},
+            {"type": "wilcoxon", "p_threshold": 0.1},
+        ],
     },
 }
 
@@ -47,8 +50,8 @@ def make_space(folder: Path, side: str, seed: int, trials: int) -> Space:
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     workflow["passes"] = {"spam": workflow["passes"]["spam"]}
     workflow["passes"]["spam"]["training_args"] |= {
-        "num_train_epochs": EPOCHS, "weight_decay": 0.0, "eval_strategy": "steps", "eval_on_start": False,
-        "eval_steps": STEPS_PER_EPOCH // VALIDATIONS_PER_EPOCH,
+        "num_train_epochs": EPOCHS, "weight_decay": 0.0, "eval_strategy": "steps",
+        "eval_steps": VALIDATION_STEPS,
     }  # fmt: skip
     workflow["data_configs"] = [d for d in workflow["data_configs"] if d["name"].startswith("spam")]
     evaluator = workflow["evaluators"][workflow["evaluator"]]
