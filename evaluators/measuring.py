@@ -12,6 +12,7 @@ import numpy as np
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import IGNORE, aggregate_windows, encode_generation, encode_prompt, encode_text, encode_windows
 from evaluators.finished_parts import FinishedParts
+from evaluators.intermediate_values import report, wanted
 from evaluators.perplexity import RowScore, example_scores
 from evaluators.token_scores import NotFiniteError
 from runtime.errors import OlivalError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PART_ROWS = 256  # rows that are computed and kept together: seconds to minutes of work
+WATCHED_PART_ROWS = 32  # the same where someone watches: two batches, after which a paired test has something to say
 SLOW_LOG_SECONDS = 10  # between progress lines where there is no terminal
 
 
@@ -52,6 +54,12 @@ class Measuring:
     def class_logits(self, name: str, adapter: str, data: ClassificationData) -> np.ndarray:
         """Class logits of each document, float32 (documents, classes): the mean over its windows.
 
+        Where someone watches (see `evaluators.intermediate_values`), those of the final model, the last of `models`,
+        are computed in smaller parts, and each is reported. The rows are shuffled then, by a seed that the data give:
+        an early part is a fair sample, and the same one for each model that is ever compared on these data. A row's
+        ids are the same in either order, its neighbours in a batch and so its padding are not; its logits are equal
+        as far as the model's arithmetic is the same for batches of other shapes, which for float32 is about 1e-6.
+
         Raises:
             NotFiniteError: logits that are no numbers; names adapter and row.
         """
@@ -70,7 +78,8 @@ class Measuring:
             return aggregate_windows(logits, [len(documents[row]) for row in rows]).tolist()
 
         lengths = [sum(map(len, windows)) for windows in documents]
-        return np.asarray(self._by_parts(name, adapter, "class logits", data, lengths, compute), np.float32)
+        tell = self._teller(name, adapter, data) if wanted() and name == list(self.models)[-1] else None
+        return np.asarray(self._by_parts(name, adapter, "class logits", data, lengths, compute, tell), np.float32)
 
     def likelihood(self, name: str, adapter: str | None, data: GenerationData) -> list[RowScore]:
         """Likelihood of each response (of the whole text where there is no prompt), or of each block of packed rows.
@@ -120,6 +129,20 @@ class Measuring:
     def _who(self, name: str, adapter: str | None) -> dict[str, Any]:
         return {"model": name, "identity": self._identities[name](adapter), "adapter": adapter}
 
+    def _teller(
+        self, name: str, adapter: str, data: ClassificationData
+    ) -> Callable[[Sequence[int], Sequence[Sequence[float]]], None]:
+        """Reports of a part's rows whether their labels were found."""
+        expected = data.label_ids(self.models[name].labels(adapter))
+
+        def tell(rows: Sequence[int], logits: Sequence[Sequence[float]]) -> None:
+            chosen = np.asarray(logits, np.float32).argmax(axis=-1)
+            found = [[row, int(label == expected[row])] for row, label in zip(rows, chosen, strict=True)]
+            line = {"stage": "evaluation", "adapter": adapter, "model": name, "metric": "accuracy"}
+            report({**line, "rows": found, "of": len(data)})
+
+        return tell
+
     def _by_parts(
         self,
         name: str,
@@ -128,23 +151,35 @@ class Measuring:
         data: ClassificationData | GenerationData,
         lengths: Sequence[int],
         compute: Callable[[list[int]], list[Any]],
+        tell: Callable[[Sequence[int], Sequence[Any]], None] | None = None,
     ) -> list[Any]:
-        """One value for each row, the longest rows first."""
+        """One value for each row, the longest rows first; shuffled where `tell` hears of each part."""
         from tqdm import tqdm
 
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         key = {**self._who(name, adapter), "what": what, "data": data.fingerprint, "batch_size": self._batch_size}
+        if tell is None:
+            order, part_rows = sorted(range(len(lengths)), key=lambda row: -lengths[row]), PART_ROWS
+        else:
+            order, part_rows = shuffled(data.fingerprint, len(lengths)), WATCHED_PART_ROWS
+            key |= {"order": "shuffled", "part_rows": part_rows}  # a part holds other rows than the one at its start
         results: list[Any] = [None] * len(lengths)
         pause = 0.1 if sys.stderr.isatty() else SLOW_LOG_SECONDS
         title = f"evaluate {adapter or 'base'} ({name}): {what.partition(' of ')[0]}"
         with tqdm(total=len(lengths), desc=title, unit="row", delay=2, leave=False, mininterval=pause) as bar:
-            for start in range(0, len(order), PART_ROWS):
-                rows = order[start : start + PART_ROWS]
+            for start in range(0, len(order), part_rows):
+                rows = order[start : start + part_rows]
                 values = self._parts.get({**key, "rows": start}, lambda rows=rows: compute(rows))  # type: ignore[misc]
                 for row, value in zip(rows, values, strict=True):
                     results[row] = value
+                if tell is not None:
+                    tell(rows, values)
                 bar.update(len(rows))
         return results
+
+
+def shuffled(fingerprint: str, rows: int) -> list[int]:
+    """Places 0 to rows - 1 in an order that the data's fingerprint (hex) decides, the same on every machine."""
+    return [int(row) for row in np.random.default_rng(int(fingerprint[:16], 16)).permutation(rows)]
 
 
 @contextmanager

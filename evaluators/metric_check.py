@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from olive.evaluator.metric_result import joint_metric_key
-
 from evaluators import latency
 from evaluators.case_quality import SCORES as CASE_SCORES
 from evaluators.cases import read_cases
@@ -37,6 +35,8 @@ def check_metrics(evaluator: Any, tasks: dict[str, str]) -> list[str]:
 
     Olive resolves relative goals against the input model, which has no adapter and no head to measure.
     """
+    from olive.evaluator.metric_result import joint_metric_key
+
     options = dict(evaluator.type_args or {})
     goals = dict(options.get("relative_goals") or {})
     for metric in evaluator.metrics:

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.examples import ClassificationData, GenerationData
 from evaluators.classification import classification_report
+from evaluators.intermediate_values import wanted as watched
 from evaluators.intervals import LEAST_ROWS, classification_intervals, mcnemar, mean_interval, paired_bootstrap
 from evaluators.measuring import Measuring
 from evaluators.perplexity import RowScore
@@ -75,12 +76,14 @@ def classification_quality(
     Raises:
         DataError: a label that the adapter was not trained on.
     """
-    quality, predicted = Quality(), {}
-    for name, model in measuring.models.items():
-        labels = model.labels(adapter)
-        data.label_ids(labels)  # a label that the adapter was not trained on is an error that names it
-        chosen = measuring.class_logits(name, adapter, data).argmax(axis=-1)
-        predicted[name] = [labels[i] for i in chosen]
+    quality, predicted, logits = Quality(), {}, {}
+    names = list(measuring.models)
+    for name in reversed(names) if watched() else names:  # who watches may stop the run before the others are measured
+        data.label_ids(measuring.models[name].labels(adapter))  # names a label that the adapter was not trained on
+        logits[name] = measuring.class_logits(name, adapter, data)
+    for name in names:
+        labels = measuring.models[name].labels(adapter)
+        predicted[name] = [labels[i] for i in logits[name].argmax(axis=-1)]
         report = classification_report(data.labels, predicted[name], labels)
         intervals = classification_intervals(data.labels, predicted[name], labels) if len(data) >= LEAST_ROWS else {}
         quality.add(name, {s: report[s] for s in wanted}, {s: p for s, p in intervals.items() if s in wanted})

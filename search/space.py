@@ -4,7 +4,8 @@
      "parameters": {
        "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": true},
        "precision": {"path": "passes.export.precision", "type": "categorical", "choices": ["int4", "int8"]},
-       "passes.export.quantization.block_size": {"type": "categorical", "choices": [16, 32], "when": {"precision": "int4"}}},
+       "passes.export.quantization.block_size": {"type": "categorical",
+         "choices": [16, 32], "when": {"precision": "int4"}}},
      "objectives": [{"metric": "spam-accuracy"}, {"metric": "tpot_p50_ms"}],
      "constraints": ["size_on_disk <= 3e6"],
      "sampler": {"type": "tpe"}, "pruner": {"type": "median"}, "trials": 30, "seed": 0}
@@ -36,7 +37,9 @@ class Parameter:
     step: float | None = None
     log: bool = False
     choices: tuple[Any, ...] = ()  # JSON values
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # other parameter -> values under which this holds
+    when: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # other parameter -> values under which this holds
     inactive: str = "keep"  # what happens to the paths elsewhere: keep the workflow's value, or remove the option
 
     def is_active(self, values: Mapping[str, Any]) -> bool:

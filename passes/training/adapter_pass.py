@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.examples import ClassificationData, GenerationData, load_data
+from evaluators.intermediate_values import report
 from passes.base_model import local_folder
 from passes.training.settings import AdapterSettings
 from passes.training.store import adapter_key, find_or_make, store_folder
@@ -50,6 +51,7 @@ def run_adapter_pass(
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
+        report({"stage": "training", "adapter": settings.adapter_name, "cached": True})
     if baselines and validation_data is not None:
         _add_baselines(folder, base, train_data, validation_data)
     output = copy.deepcopy(model)

@@ -37,7 +37,8 @@ def pooled_features(model: Any, input_ids: torch.Tensor, attention_mask: torch.T
 class PooledClassifier(nn.Module):
     """Language model, pooling, and a linear head without bias; the form that the exported graph has.
 
-    forward: input_ids and attention_mask (batch, seq), labels (batch,) -> {"loss": scalar, "logits": (batch, classes)}
+    forward: input_ids and attention_mask (batch, seq), labels (batch,) -> {"loss": scalar, "logits": (batch, classes)};
+    index (batch,), which says what rows these are, comes back as it is.
     """
 
     def __init__(self, model: nn.Module, hidden_size: int, classes: int) -> None:
@@ -47,10 +48,15 @@ class PooledClassifier(nn.Module):
         nn.init.normal_(self.score.weight, std=HEAD_INIT_STD)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        index: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         features = pooled_features(self.model, input_ids, attention_mask)
         logits = self.score(features.to(self.score.weight.dtype))
+        output = {"logits": logits} if index is None else {"logits": logits, "index": index}
         if labels is None:
-            return {"logits": logits}
-        return {"loss": nn.functional.cross_entropy(logits, labels.to(logits.device)), "logits": logits}
+            return output
+        return {"loss": nn.functional.cross_entropy(logits, labels.to(logits.device)), **output}

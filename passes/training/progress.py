@@ -8,9 +8,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+VALIDATION = {"eval_loss": "validation loss", "eval_accuracy": "accuracy", "eval_perplexity": "perplexity"}
+
 
 class ProgressBar(TrainerCallback):
-    """Shows one adapter's training: steps, loss, validation loss."""
+    """Shows one adapter's training: steps, loss, validation loss, accuracy or perplexity."""
 
     def __init__(self, adapter_name: str) -> None:
         self.adapter_name = adapter_name
@@ -36,9 +38,21 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        for key, label in (("loss", "loss"), ("eval_loss", "validation loss")):
-            if logs and key in logs:
-                self.shown[label] = f"{float(logs[key]):.3f}"
+        if logs and "loss" in logs:
+            self._show({"loss": logs["loss"]})
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        self._show({label: metrics[key] for key, label in VALIDATION.items() if key in metrics})
+
+    def _show(self, values: dict[str, float]) -> None:
+        self.shown |= {label: f"{float(value):.3f}" for label, value in values.items()}
         if self.bar is not None:
             self.bar.set_postfix(self.shown, refresh=False)
 

@@ -23,6 +23,8 @@ OWN_ARGUMENTS = {
     "remove_unused_columns": "batches are made by the workspace",
     "label_names": "labels come from the data",
     "push_to_hub": "the workspace sends nothing anywhere",
+    "batch_eval_metrics": "validation scores are made of all rows together",
+    "eval_do_concat_batches": "validation scores are made of all rows together",
 }
 
 # Dynamic padding by length: batches of like lengths waste little on padding
@@ -77,7 +79,7 @@ def adapter_options() -> dict[str, Any]:
         "adapter_name": PassConfigParam(type_=str, required=True, description="Unique name of the adapter."),
         "train_data_config": PassConfigParam(type_=data, required=True, description="Rows to learn."),
         "validation_data_config": PassConfigParam(
-            type_=data, description="Held-out rows for the loss after each epoch."
+            type_=data, description="Held-out rows for loss and scores after each epoch."
         ),
         "rank": option(int, "rank", "Rank r of the LoRA matrices."),
         "alpha": option(float, "alpha", "LoRA scale: the update is multiplied by alpha / rank."),

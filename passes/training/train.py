@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
+from passes.training.validation import DocumentScores, ReportValidation
 from runtime.errors import OlivalError
 
 # Held-out rows on which an export is compared with PyTorch. A classifier gives a few numbers a row, and only many rows
@@ -71,9 +73,11 @@ def train_adapter(
         model=model,
         args=training_arguments(settings, folder, held_out is not None),
         train_dataset=Rows(rows),
-        eval_dataset=Rows(held_out) if held_out is not None else None,
+        eval_dataset=Rows([{**row, "index": i} for i, row in enumerate(held_out)]) if held_out is not None else None,
         data_collator=lambda batch: _collate(batch, pad_id(tokenizer)),
-        callbacks=[ProgressBar(settings.adapter_name)],
+        # without scores the Trainer keeps the loss alone: logits of generated text are as wide as the vocabulary
+        compute_metrics=_scores(held_out, validation_data, label_names),
+        callbacks=[ReportValidation(settings.adapter_name, label_names is None), ProgressBar(settings.adapter_name)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
@@ -119,15 +123,19 @@ def train_adapter(
 def tokenized_rows(
     tokenizer: Any, data: ClassificationData | GenerationData, label_names: list[str] | None
 ) -> list[dict[str, Any]]:
-    """One dict a row (or a window of a long document, or a packed block) with input_ids and labels."""
+    """One dict a row (or a window of a long document, or a packed block) with input_ids and labels.
+
+    Those of classification have their document's place in the data beside them.
+    """
     if isinstance(data, ClassificationData):
         rows = []
-        for text, label in zip(data.texts, data.label_ids(label_names or data.label_names), strict=True):
+        labels = data.label_ids(label_names or data.label_names)
+        for document, (text, label) in enumerate(zip(data.texts, labels, strict=True)):
             if data.window_stride is None:
                 pieces = [encode_text(tokenizer, text, data.max_length)]
             else:
                 pieces = encode_windows(tokenizer, text, data.max_length, data.window_stride)
-            rows += [{"input_ids": ids, "labels": label} for ids in pieces]
+            rows += [{"input_ids": ids, "labels": label, "document": document} for ids in pieces]
         return rows
     examples = encode_generation(tokenizer, data)
     return [{"input_ids": ids, "labels": labels} for ids, labels in examples]
@@ -137,6 +145,17 @@ def parity_samples(rows: list[dict[str, Any]], most: int) -> list[list[int]]:
     """Token ids of at most so many rows, evenly spread: files are often sorted by label."""
     count = min(most, len(rows))
     return [rows[i * len(rows) // count]["input_ids"] for i in range(count)]
+
+
+def _scores(
+    held_out: list[dict[str, Any]] | None,
+    data: ClassificationData | GenerationData | None,
+    label_names: list[str] | None,
+) -> DocumentScores | None:
+    if held_out is None or label_names is None or not isinstance(data, ClassificationData):
+        return None
+    windows = Counter(row["document"] for row in held_out)
+    return DocumentScores(data.labels, label_names, [windows[document] for document in range(len(data))])
 
 
 def _lora_config(settings: AdapterSettings, task_type: str) -> LoraConfig:
@@ -156,6 +175,8 @@ def _collate(batch: list[dict[str, Any]], padding: int) -> dict[str, torch.Tenso
         arrays = pad_batch([row["input_ids"] for row in batch], padding)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tensors["labels"] = torch.tensor([row["labels"] for row in batch])
+        if "index" in batch[0]:
+            tensors["index"] = torch.tensor([row["index"] for row in batch])
         return tensors
     arrays = pad_batch([(row["input_ids"], row["labels"]) for row in batch], padding)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -12,6 +12,7 @@ import pytest
 from data.examples import ClassificationData, GenerationData
 from evaluators import measuring as module
 from evaluators.finished_parts import FinishedParts
+from evaluators.intermediate_values import VARIABLE, read_from
 from evaluators.measuring import Measuring
 from evaluators.package_model import PackageModel
 from evaluators.token_scores import NotFiniteError
@@ -148,3 +149,103 @@ def test_a_model_that_overflows_is_stopped(torch_model: TorchModel, monkeypatch:
         NotFiniteError, match=r"moods\.csv, pytorch: adapter 'mood', row \d+: the logits are not finite"
     ):
         measuring.class_logits("pytorch", "mood", MOODS)
+
+
+class ByRow:
+    """Logits that depend on a row's ids and on nothing else; keeps the order in which rows came."""
+
+    def __init__(self, seen: list[str], name: str) -> None:
+        self.seen, self.name = seen, name
+
+    def labels(self, adapter: str) -> list[str]:
+        return LABELS
+
+    def class_logits(self, rows: list[list[int]], adapter: str, batch_size: int) -> np.ndarray:
+        self.seen.append(self.name)
+        return np.stack([np.random.default_rng(ids).normal(size=3).astype(np.float32) for ids in rows])
+
+
+MANY = ClassificationData(
+    [f"{number} {'boat ' * (number % 9)}" for number in range(100)], LABELS * 33 + ["bad"], LABELS, source="many.csv"
+)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, file: Path) -> Path:
+    monkeypatch.setenv(VARIABLE, str(file))
+    return file
+
+
+@pytest.mark.parametrize("data", [MOODS, WINDOWS], ids=["texts", "windows"])
+def test_watching_changes_no_result(
+    package_model: PackageModel,
+    torch_model: TorchModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: ClassificationData,
+) -> None:
+    """Other neighbours in a batch are float32's noise to real models, and nothing to one that has no such noise."""
+    monkeypatch.setattr(module, "WATCHED_PART_ROWS", 5)
+    models = {"rows": ByRow([], "rows"), "pytorch": torch_model, "package": package_model}
+    for name, model in models.items():
+        measuring = Measuring({name: model}, {name: lambda _: 1}, torch_model.tokenizer, FinishedParts(None), 4)
+        monkeypatch.delenv(VARIABLE, raising=False)
+        plain = measuring.class_logits(name, "mood", data)
+        file = watch(monkeypatch, tmp_path / f"{name}.jsonl")
+        watched = measuring.class_logits(name, "mood", data)
+        assert read_from(file, 0)[0]
+        np.testing.assert_allclose(watched, plain, atol=0 if name == "rows" else 1e-5, rtol=0)
+        assert (watched.argmax(axis=1) == plain.argmax(axis=1)).all()
+
+
+def test_rows_are_reported_as_they_finish(
+    torch_model: TorchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of 32 in shuffled order, each row once, right where its label is found; the same again from the parts."""
+    measuring = Measuring(
+        {"package": ByRow([], "")}, {"package": lambda _: 1}, torch_model.tokenizer, FinishedParts(tmp_path / "parts")
+    )
+    for run in range(2):
+        file = watch(monkeypatch, tmp_path / f"{run}.jsonl")
+        logits = measuring.class_logits("package", "mood", MANY)
+        lines, _ = read_from(file, 0)
+        assert [len(line["rows"]) for line in lines] == [32, 32, 32, 4]
+        for line in lines:
+            fields = {"stage": "evaluation", "adapter": "mood", "model": "package", "metric": "accuracy", "of": 100}
+            assert {key: value for key, value in line.items() if key != "rows"} == fields
+        rows = [row for line in lines for row, _ in line["rows"]]
+        assert sorted(rows) == list(range(100)) and rows == module.shuffled(MANY.fingerprint, 100)
+        found = dict(pair for line in lines for pair in line["rows"])
+        chosen = [LABELS[i] for i in logits.argmax(axis=1)]
+        assert [found[row] for row in range(100)] == [int(a == b) for a, b in zip(chosen, MANY.labels, strict=True)]
+        assert 10 < sum(found.values()) < 90
+    # parts of one order never answer for those of another
+    monkeypatch.delenv(VARIABLE)
+    before = len(list((tmp_path / "parts").iterdir()))
+    measuring.class_logits("package", "mood", MANY)
+    assert before == 4 and len(list((tmp_path / "parts").iterdir())) == 5
+
+
+def test_the_order_is_that_of_the_data_alone() -> None:
+    assert module.shuffled("00000000000000ff" * 4, 8) == np.random.default_rng(255).permutation(8).tolist()
+    early = np.array(module.shuffled(MANY.fingerprint, 100))[:32]
+    assert 30 < early.mean() < 70 and len(set(early % 9)) == 9  # rows of all places and lengths
+
+
+@pytest.mark.parametrize("names", [["pytorch"], ["pytorch", "package"]])
+def test_the_final_model_is_measured_first_and_alone_reported(
+    torch_model: TorchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    from evaluators.quality import classification_quality
+
+    seen: list[str] = []
+    models = {name: ByRow(seen, name) for name in names}
+    measuring = Measuring(models, dict.fromkeys(names, lambda _: 1), torch_model.tokenizer, FinishedParts(None))
+    plain = classification_quality(measuring, "mood", MANY, ["accuracy", "f1_macro"])
+    assert seen == names
+    seen.clear()
+    file = watch(monkeypatch, tmp_path / "values.jsonl")
+    watched = classification_quality(measuring, "mood", MANY, ["accuracy", "f1_macro"])
+    assert seen[:4] == [names[-1]] * 4 and seen[4:] == names[:-1]
+    assert {line["model"] for line in read_from(file, 0)[0]} == {names[-1]}
+    assert watched == plain and list(watched.scores["accuracy"]) == names
+    assert list(watched.details) == list(plain.details)

@@ -1,0 +1,118 @@
+"""Runs one workflow by Olive's own command line in a process of its own, which can be watched and stopped.
+
+Where the system can fork, the process comes from a server that has imported torch, transformers and Olive once: each
+run starts at once instead of after ten seconds, and none sees what another did to its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PRELOADED = (
+    "torch", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "onnxruntime_genai", "optuna",
+    "olive.workflows", "olive.cli.launcher",
+)  # fmt: skip
+POLL_SECONDS = 0.2
+STOP_SECONDS = 15  # that a run has to clean up before it is killed
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a run ended: exit code (negative: by that signal), why it was stopped if it was, peak resident bytes."""
+
+    code: int
+    stopped: str | None
+    peak_rss_bytes: int
+
+
+def olive_run(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+    """`olive run --config WORKFLOW`; its output goes to `log`, its intermediate values to `values`.
+
+    `stop` is asked a few times a second; a text that it returns ends the run. The run also ends when this process dies.
+    """
+    context = _context()
+    lifeline, held = context.Pipe(duplex=False)
+    run = context.Process(target=_run, args=(str(workflow), str(log), str(values), lifeline), daemon=False)
+    run.start()
+    lifeline.close()
+    stopped, peak = None, 0
+    try:
+        while run.is_alive():
+            run.join(POLL_SECONDS)
+            peak = max(peak, _resident(run.pid))
+            stopped = stop()
+            if stopped is not None and run.is_alive():
+                break
+            stopped = None
+    finally:  # also when `stop` raises, such as on Ctrl-C
+        if run.is_alive():
+            _end(run)
+        held.close()
+    return Exit(run.exitcode if run.exitcode is not None else -1, stopped, peak)
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+def _run(workflow: str, log: str, values: str, lifeline: Connection) -> None:
+    """In the new process."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is the worker's; what this starts is stopped with it
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["OLIVAL_INTERMEDIATE_VALUES"] = values
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_worker, args=(lifeline,), daemon=True).start()
+    sys.argv = ["olive", "run", "--config", workflow]
+    from olive.cli.launcher import main
+
+    main()
+
+
+def _die_with_worker(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _end(run: Any) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended, or has no group yet
+            os.killpg(run.pid, signal.SIGTERM)
+    else:
+        run.terminate()
+    end = time.monotonic() + STOP_SECONDS
+    while run.is_alive() and time.monotonic() < end:
+        run.join(POLL_SECONDS)
+    if run.is_alive():
+        run.kill()
+        run.join()
+
+
+def _resident(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0

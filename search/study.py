@@ -1,0 +1,142 @@
+"""Opens a study's storage and makes sure that the space is still the one it was begun with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ConfigError, OlivalError
+from search.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+HEARTBEAT_SECONDS = 10
+GRACE_SECONDS = 60  # without a heartbeat after which a worker on another machine counts as lost
+_SPACE, _TARGETS = "space", "targets"  # user attributes of the study
+
+
+def open_storage(space: Space) -> optuna.storages.RDBStorage:
+    """The space's database; a SQLite file's folder is made. Raises OlivalError when it cannot be reached."""
+    import optuna
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url, arguments = make_url(space.storage), {}
+    if url.get_backend_name() == "sqlite":
+        if url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"connect_args": {"timeout": 60}}  # seconds that a worker waits for another one's write
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, names of metrics
+    for attempt in range(5):
+        try:
+            return optuna.storages.RDBStorage(
+                space.storage,
+                engine_kwargs=arguments,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+            )
+        except SQLAlchemyError as error:
+            if attempt == 4:
+                cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+                shown = url.render_as_string(hide_password=True)
+                raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause}") from None
+            time.sleep(0.2 * 2**attempt)  # several workers that start at once make the tables at once
+    raise AssertionError("the loop returns or raises")
+
+
+def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> optuna.Study:
+    """The space's study; made if it is not there and `not_measured` says which targets the workers lack, and why.
+
+    Raises:
+        OlivalError: there is no such study, or no database.
+        ConfigError: the study was begun with another space, or other targets can be measured here.
+    """
+    import optuna
+
+    storage = open_storage(space)
+    if not_measured is None:
+        try:
+            study = optuna.load_study(study_name=space.name, storage=storage)
+        except KeyError:
+            raise OlivalError(f"{space.file}: the study '{space.name}' has not begun; python -m search run") from None
+    else:
+        study = _make_or_load(space, storage, not_measured)
+    begun = _attribute(study, _SPACE)
+    described = _described(space)
+    problems = [
+        f"{space.file}: {key}: the study '{space.name}' was begun with {_short(begun.get(key))}, and this is "
+        f"{_short(value)}; a changed search needs another name or output_dir"
+        for key, value in described.items()
+        if begun.get(key) != value
+    ]
+    if not_measured is not None:
+        lacking = [t for t in _attribute(study, _TARGETS)["measured"] if t in not_measured]
+        problems += [
+            f"{space.file}: workflow.{t}: the study measures this target, and this machine cannot: {not_measured[t]}"
+            for t in lacking
+        ]
+    if problems:
+        raise ConfigError(problems)
+    return study
+
+
+def study_targets(study: optuna.Study) -> tuple[list[str], dict[str, str]]:
+    """(targets that are measured, {target that is not: why})."""
+    targets = _attribute(study, _TARGETS)
+    return targets["measured"], targets["not_measured"]
+
+
+def _described(space: Space) -> dict[str, Any]:
+    """What must stay the same for trials to be comparable."""
+    described: dict[str, Any] = {
+        "parameters": {
+            p.name: json.loads(json.dumps({k: v if not hasattr(v, "items") else dict(v) for k, v in vars(p).items()}))
+            for p in space.parameters
+        },
+        "objectives": [[o.target, o.metric, o.direction] for o in space.objectives],
+        "constraints": [[c.target, str(c)] for c in space.constraints],
+        "seed": space.seed,
+        "sampler": dict(space.sampler),
+    }
+    for target, file in space.workflows.items():
+        content = json.dumps(space.workflow(target), sort_keys=True)
+        described[f"workflow.{target}"] = f"{file} with sha256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return described
+
+
+def _make_or_load(space: Space, storage: optuna.storages.RDBStorage, not_measured: Mapping[str, str]) -> optuna.Study:
+    """Every worker may call it at once; what a worker that was killed left out, the next one writes."""
+    import optuna
+
+    measured = [target for target in space.workflows if target not in not_measured]
+    objectives = [o for o in space.objectives if o.target in measured]
+    if not objectives:
+        reasons = "; ".join(f"{target}: {why}" for target, why in not_measured.items())
+        raise ConfigError([f"{space.file}: objectives: none can be measured on this machine: {reasons}"])
+    directions = [optuna.study.StudyDirection[o.direction.upper()] for o in objectives]
+    study = optuna.create_study(study_name=space.name, storage=storage, directions=directions, load_if_exists=True)
+    if _TARGETS not in study.user_attrs:
+        names = [f"{o.target}: {o.metric}" if space.several_targets else o.metric for o in objectives]
+        study.set_metric_names(names)
+        study.set_user_attr(_SPACE, _described(space))
+        study.set_user_attr(_TARGETS, {"measured": measured, "not_measured": dict(not_measured)})
+    return study
+
+
+def _attribute(study: optuna.Study, name: str) -> Any:
+    try:
+        return study.user_attrs[name]
+    except KeyError:
+        raise OlivalError(f"the study '{study.study_name}' in the storage was not made by python -m search") from None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,78 @@
+"""Reads a study's storage into plain records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from search.records import StudyRecord, TrialRecord
+from search.slots import ATTEMPT, SLOT, WORKER, by_slot, is_lost, slots_of
+from search.space import Space
+from search.study import open_study, study_targets
+from search.trial import FOLDER, INTERVALS, METRICS, NOTES, REASON
+from search.trial_files import trial_folder
+from search.watch import CURVES
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+
+def read_study(space: Space) -> StudyRecord:
+    """The study as it stands. Raises OlivalError when it has not begun."""
+    return read_record(space, open_study(space))
+
+
+def read_record(space: Space, study: optuna.Study) -> StudyRecord:
+    """The study as it stands."""
+    measured, not_measured = study_targets(study)
+    slots = by_slot(study)
+    trials = [_record(space, trial, measured) for slot in slots if slot < slots_of(space) for trial in slots[slot]]
+    return StudyRecord(space, tuple(trials), tuple(measured), not_measured)
+
+
+def read_trial(space: Space, study: optuna.Study, number: int) -> TrialRecord:
+    """One trial by Optuna's number."""
+    return _record(space, study.get_trials(deepcopy=False)[number], study_targets(study)[0])
+
+
+def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecord:
+    kept = trial.user_attrs
+    metrics: dict[str, dict[str, float]] = kept.get(METRICS) or {}
+    violated: dict[str, tuple[str, ...]] = {}
+    for target in measured:
+        found = metrics.get(target, {})
+        broken = [c for c in space.constraints_of(target) if c.metric in found and c.excess(found[c.metric]) > 0]
+        violated[target] = tuple(str(c) for c in broken)
+    worker = kept.get(WORKER)
+    notes = kept.get(NOTES) or []
+    curves: dict[str, dict[str, float | None]] = kept.get(CURVES) or {}
+    return TrialRecord(
+        slot=kept[SLOT],
+        attempt=kept[ATTEMPT],
+        state=_state(trial),
+        parameters=kept.get("parameters") or {},
+        metrics=metrics,
+        intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
+        violated=violated,
+        reason=kept.get(REASON) or ("; ".join(notes) or None),
+        curves={n: {int(s): v for s, v in curve.items() if v is not None} for n, curve in curves.items()},
+        folder=_folder(space, kept),
+        started=trial.datetime_start,
+        finished=trial.datetime_complete,
+        worker=f"{worker['name']}:{worker['pid']}" if worker else None,
+        number=trial.number,
+    )
+
+
+def _state(trial: FrozenTrial) -> str:
+    if is_lost(trial):
+        return "lost"
+    if trial.state.name == "FAIL":
+        return "failed"
+    return {"RUNNING": "running", "WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]
+
+
+def _folder(space: Space, kept: dict[str, Any]) -> Any:
+    from pathlib import Path
+
+    return Path(kept[FOLDER]) if FOLDER in kept else trial_folder(space, kept[SLOT], kept[ATTEMPT])

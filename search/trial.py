@@ -1,0 +1,159 @@
+"""Runs one trial: writes its workflows, runs them, and stores what came of it, whatever came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.failure import failure_reason
+from search.metric_names import measured
+from search.olive_run import Exit
+from search.slots import ATTEMPT, OUTCOME, SLOT, VALUES, by_slot
+from search.space import Space
+from search.study import study_targets
+from search.trial_files import LOG, PACKAGE, drop_run_cache, trial_folder, write_workflows
+from search.trial_files import VALUES as VALUES_FILE
+from search.watch import GIVEN_UP, Watch
+
+if TYPE_CHECKING:
+    import optuna
+
+METRICS, INTERVALS, REASON, FOLDER, NOTES = "metrics", "intervals", "reason", "folder", "notes"
+RunWorkflow = Callable[[Path, Path, Path, Callable[[], str | None]], Exit]  # workflow, log, intermediate values, stop
+
+
+def run_trial(
+    space: Space,
+    study: optuna.Study,
+    trial: optuna.Trial,
+    values: Mapping[str, Any],
+    run: RunWorkflow,
+    given_up: threading.Event,
+    show: Callable[[str], object],
+) -> None:
+    """Ends `trial` as complete, pruned or failed; each with what was measured and the reason in user attributes."""
+    slot, attempt = trial.user_attrs[SLOT], trial.user_attrs[ATTEMPT]
+    folder = trial_folder(space, slot, attempt)
+    trial.set_user_attr(FOLDER, str(folder))
+    watch = Watch(space, study, trial, given_up, show)
+    outcome, reason = "failed", None
+    metrics: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    try:
+        files = write_workflows(space, values, folder, slot)
+        if same := _same_values(study, values):
+            metrics, intervals = same.user_attrs[METRICS], same.user_attrs[INTERVALS]
+            trial.set_user_attr(NOTES, [f"same values as trial {same.user_attrs[SLOT]}, which was not run again"])
+            trial.set_user_attr(FOLDER, same.user_attrs[FOLDER])
+            outcome = "complete"
+        else:
+            outcome, reason = _run_targets(space, study, files, run, watch, metrics, intervals)
+    except OSError as error:  # of this process: the trial's folder cannot be written
+        reason = f"{error.strerror or error}: {error.filename or folder}"
+    if outcome == "given up":
+        return
+    watch.write()
+    if outcome == "complete":
+        reason = _unmeasured(space, study, metrics)
+        outcome = "failed" if reason else "complete"
+    _end(space, study, trial, outcome, reason, metrics, intervals)
+
+
+def _run_targets(
+    space: Space,
+    study: optuna.Study,
+    files: Mapping[str, Path],
+    run: RunWorkflow,
+    watch: Watch,
+    metrics: dict[str, dict[str, float]],
+    intervals: dict[str, dict[str, tuple[float, float]]],
+) -> tuple[str, str | None]:
+    """(outcome, reason); fills in what each target measured. Targets that this machine lacks come last."""
+    targets = study_targets(study)[0]
+    for target in sorted(files, key=lambda t: t not in targets):
+        place = files[target].parent
+        watch.follow(place / VALUES_FILE)
+        ended = run(files[target], place / LOG, place / VALUES_FILE, watch.poll)
+        of = f"{target}: " if space.several_targets else ""
+        if ended.stopped == GIVEN_UP:
+            return "given up", None
+        if ended.stopped is not None:
+            drop_run_cache(files[target])
+            return "pruned", of + ended.stopped
+        if ended.code != 0:
+            return "failed", of + failure_reason(ended.code, ended.peak_rss_bytes, place / LOG)
+        evaluation = place / PACKAGE / "evaluation.json"
+        if not evaluation.exists():
+            return "failed", f"{of}the run wrote no evaluation.json; its workflow needs an evaluator"
+        values, known = measured(json.loads(evaluation.read_text(encoding="utf-8")))
+        if target in targets:
+            metrics[target], intervals[target] = values, known
+        drop_run_cache(files[target])
+    return "complete", None
+
+
+def _unmeasured(space: Space, study: optuna.Study, metrics: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What is missing for the trial to be judged."""
+    objectives = [(o.target, o.metric) for o in space.objectives]
+    constraints = [(c.target, c.metric) for c in space.constraints]
+    wanted = [(t, m) for t, m in objectives + constraints if t in study_targets(study)[0]]
+    missing = [f"{m} of {t}" for t, m in wanted if m not in metrics.get(t, {})]
+    broken = [f"{m} of {t}" for t, m in wanted if m in metrics.get(t, {}) and not math.isfinite(metrics[t][m])]
+    if missing or broken:
+        parts = [f"not measured: {', '.join(missing)}"] * bool(missing) + [f"no number: {', '.join(broken)}"] * bool(
+            broken
+        )
+        return "; ".join(parts)
+    return None
+
+
+def _end(
+    space: Space,
+    study: optuna.Study,
+    trial: optuna.Trial,
+    outcome: str,
+    reason: str | None,
+    metrics: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> None:
+    """Stores first what was measured, then what was decided, then the state: a kill in between changes nothing."""
+    from optuna.trial import TrialState
+
+    finite = {t: {m: v for m, v in found.items() if math.isfinite(v)} for t, found in metrics.items()}
+    trial.set_user_attr(METRICS, finite)
+    trial.set_user_attr(
+        INTERVALS, {t: {m: list(bounds) for m, bounds in found.items()} for t, found in intervals.items()}
+    )
+    if reason is not None:
+        trial.set_user_attr(REASON, reason)
+    measured_targets = study_targets(study)[0]
+    values = None
+    if outcome == "complete":
+        for constraint in space.constraints:
+            if constraint.target in measured_targets:
+                excess = constraint.excess(metrics[constraint.target][constraint.metric])
+                trial.set_constraint(f"{constraint.target}: {constraint}", excess)
+        values = [metrics[o.target][o.metric] for o in space.objectives if o.target in measured_targets]
+        trial.set_user_attr(VALUES, values)
+    trial.set_user_attr(OUTCOME, outcome)
+    state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[outcome]
+    study.tell(trial, values, state=state, skip_if_finished=True)
+
+
+def _same_values(study: optuna.Study, values: Mapping[str, Any]) -> Any:
+    """A complete trial with the same values, which was run itself."""
+    from optuna.trial import TrialState
+
+    for tried in by_slot(study).values():
+        last = tried[-1]
+        if (
+            last.state == TrialState.COMPLETE
+            and last.user_attrs.get("parameters") == values
+            and NOTES not in last.user_attrs
+        ):
+            return last
+    return None
