@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.olive_search import (
-    PERPLEXITY, SIZE, Attempt, Options, Space, alternatives, combinations, flat, read_attempts,
+    PERPLEXITY,
+    SIZE,
+    Attempt,
+    Options,
+    Space,
+    alternatives,
+    combinations,
+    flat,
+    read_attempts,
 )  # fmt: skip
 from benchmark.search_replay import evaluations_to, olive_orders, our_orders, random_orders
 from runtime.errors import OlivalError
