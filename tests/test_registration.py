@@ -106,7 +106,7 @@ def test_components_and_evaluator_resolve_by_name() -> None:
 
 
 def test_a_model_can_be_noted_twice() -> None:
-    """Olive's search does that with every pass that two candidates share; its own function cannot, hence the wrapper."""
+    """Olive's search does that with every pass that two candidates share; its own function cannot."""
     from olive.engine.footprint import Footprint, FootprintNode
 
     register()
