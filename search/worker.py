@@ -17,8 +17,8 @@ from search.trial import RunWorkflow, run_trial
 _WAIT_SECONDS = 1.0  # between looks at other workers' trials, of which one may have to be taken over
 
 
-def work(space: Space, run: RunWorkflow = olive_run) -> bool:
-    """Runs trials until the study is complete (True) or the space's time limit is over (False).
+def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) -> bool:
+    """Runs trials until the study is complete (True), or until the space's time limit is over or `most` ran (False).
 
     Raises:
         OlivalError: the storage or the space is not as it should be.
@@ -27,11 +27,13 @@ def work(space: Space, run: RunWorkflow = olive_run) -> bool:
     study = open_study(space, absent_targets(space))
     limit = time.monotonic() + space.time_limit_seconds if space.time_limit_seconds is not None else None
     with Progress(space) as progress:
-        waiting = False
+        waiting, done = False, 0
         while True:
             mend(study, space)
             if is_over(study, space):
                 return True
+            if most is not None and done >= most:
+                return False
             if limit is not None and time.monotonic() >= limit:
                 progress.note(f"the time limit of {space.time_limit_seconds:g} s is over")
                 return False
@@ -52,6 +54,7 @@ def work(space: Space, run: RunWorkflow = olive_run) -> bool:
                 trial.set_user_attr(INTERRUPTED, True)
                 _give_back(study, trial)
                 raise
+            done += 1
             progress.trial_finished(read_trial(space, study, trial.number), read_record(space, study))
 
 
