@@ -49,11 +49,16 @@ OUR_TPE = {"type": "tpe"}
 def main() -> None:
     """Runs every side and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, required=True, help="folder of cache, packages and logs; may be there")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder of cache, packages and logs; a side that is done there is not run again",
+    )
     parser.add_argument("--out", type=Path, required=True, help="results, as JSON")
     parser.add_argument("--markdown", type=Path, help="also write the table of the document here")
     parser.add_argument("--most-bytes", type=int, default=MOST_BYTES, help="bound of the package's size")
-    parser.add_argument("--replays", type=int, default=200, help="seeds of the samplers alone")
+    parser.add_argument("--replays", type=int, default=50, help="seeds of the samplers alone")
     args = parser.parse_args()
     try:
         results = run(args.work, args.most_bytes, args.replays)
@@ -77,6 +82,11 @@ def run(work: Path, most_bytes: int, replays: int) -> dict[str, Any]:
     sides |= {f"search, TPE, seed {seed}": f"ours-{seed}" for seed in SEEDS}
     found: dict[str, dict[str, Any]] = {}
     for name in random.Random(0).sample(list(sides), len(sides)):
+        kept = work / f"{sides[name]}.found.json"
+        if kept.exists():
+            _tell(f"{name}: done before, see {kept}")
+            found[name] = _read_found(kept)
+            continue
         _tell(name)
         start = time.perf_counter()
         if name.startswith("Olive"):
@@ -85,7 +95,14 @@ def run(work: Path, most_bytes: int, replays: int) -> dict[str, Any]:
             attempts, tried, delivered = _search_with_ours(work, sides[name], most_bytes)
         found[name] = {"attempts": attempts, "tried": tried, "delivered": delivered}
         found[name]["seconds"] = time.perf_counter() - start
+        _write(kept, json.dumps(found[name], indent=2))
     return compare({name: found[name] for name in sides}, most_bytes, work, replays)
+
+
+def _read_found(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found["attempts"] = [Attempt((o[0], o[1], o[2]), metrics) for o, metrics in found["attempts"]]
+    return found
 
 
 def quickstart(work: Path, name: str) -> dict[str, Any]:
@@ -179,11 +196,11 @@ def _replay(work: Path, table: dict[Options, Any], best: Options, replays: int) 
     seeds = range(replays)
     _tell(f"the samplers alone, {replays} seeds")
     orders = {
-        "Olive, random (flat)": olive_orders("random", SPACE, table, seeds),
-        "Olive, TPE (flat)": olive_orders("tpe", SPACE, table, seeds),
+        "Olive, random (flat)": olive_orders("random", SPACE, table, seeds, best),
+        "Olive, TPE (flat)": olive_orders("tpe", SPACE, table, seeds, best),
         "any exhaustive order": random_orders(SPACE, seeds),
-        "search, grid": our_orders(work / "grid.json", table, seeds),
-        "search, TPE": our_orders(work / f"ours-{SEEDS[0]}.json", table, seeds),
+        "search, grid": our_orders(work / "grid.json", table, seeds, best),
+        "search, TPE": our_orders(work / f"ours-{SEEDS[0]}.json", table, seeds, best),
     }
     rows = []
     for name, runs in orders.items():

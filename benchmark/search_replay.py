@@ -17,8 +17,13 @@ from benchmark.olive_search import PERPLEXITY, Options, Space, combinations, fla
 Table = Mapping[Options, Mapping[str, float]]
 
 
-def olive_orders(sampler: str, space: Space, table: Table, seeds: Sequence[int]) -> list[list[Options]]:
-    """The candidates that Olive's sampler asks for, by seed; on the flat space. A workflow cannot set the seed."""
+def olive_orders(
+    sampler: str, space: Space, table: Table, seeds: Sequence[int], until: Options | None = None
+) -> list[list[Options]]:
+    """The candidates that Olive's sampler asks for, by seed, up to `until`; on the flat space.
+
+    A workflow cannot set the seed.
+    """
     from olive.search.search_parameter import Categorical
     from olive.search.search_strategy import SearchStrategy
 
@@ -35,15 +40,20 @@ def olive_orders(sampler: str, space: Space, table: Table, seeds: Sequence[int])
             quantization = values["quantization"] or {}
             options = (values["precision"], quantization.get("algorithm"), quantization.get("block_size"))
             order.append(options)
+            if options == until:
+                break
             strategy.record_feedback_signal(sample.search_point.index, *_signal(table.get(options)))
         orders.append(order)
     return orders
 
 
-def our_orders(space_file: Path, table: Table, seeds: Sequence[int]) -> list[list[Options]]:
-    """The candidates that `python -m search` asks for, by seed: its samplers on an Optuna study in memory."""
+def our_orders(
+    space_file: Path, table: Table, seeds: Sequence[int], until: Options | None = None
+) -> list[list[Options]]:
+    """The candidates that `python -m search` asks for, by seed, up to `until`: its samplers on a study in memory."""
     import optuna
 
+    from search.new_values import new_values
     from search.samplers import GRID, draw, grid_trials, make_sampler
     from search.space_file import read_space
 
@@ -58,9 +68,15 @@ def our_orders(space_file: Path, table: Table, seeds: Sequence[int]) -> list[lis
         order: list[Options] = []
         for slot in range(space.trials):
             study.sampler = make_sampler(space, slot)
+            if (fixed := new_values(study, space, slot)) is not None:
+                study.enqueue_trial(fixed)
             trial = study.ask()
-            options = _options(draw(trial, space.parameters))
+            values = draw(trial, space.parameters)
+            trial.set_user_attr("parameters", values)
+            options = _options(values)
             order.append(options)
+            if options == until:
+                break
             metrics = table.get(options)
             if metrics is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
