@@ -199,7 +199,7 @@ def _replay(work: Path, table: dict[Options, Any], best: Options, replays: int) 
     orders = {
         "Olive, random (flat)": olive_orders("random", SPACE, table, seeds, best),
         "Olive, TPE (flat)": olive_orders("tpe", SPACE, table, seeds, best),
-        "any exhaustive order": random_orders(SPACE, seeds),
+        "Olive, alternatives in any order": random_orders(SPACE, seeds),
         "search, grid": our_orders(work / "grid.json", table, seeds, best),
         "search, TPE": our_orders(work / "ours-0.json", table, seeds, best),
     }

@@ -91,7 +91,7 @@ def our_orders(
 
 
 def random_orders(space: Space, seeds: Sequence[int]) -> list[list[Options]]:
-    """Every combination once in random order: what an exhaustive search gives whose choices nobody has sorted."""
+    """Every combination once in random order: what Olive makes of `alternatives` whose choices nobody has sorted."""
     import numpy as np
 
     every = combinations(space)

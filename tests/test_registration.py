@@ -115,7 +115,7 @@ def test_a_model_can_be_noted_twice() -> None:
         footprint.record(model_id="x", model_config={"config": {"model_path": path}}, parent_model_id="y")
     assert footprint.get_model_path("x") == "second"
     with pytest.raises(ValueError, match="model_config"):
-        FootprintNode.update.__wrapped__(footprint.nodes["x"], model_config={})  # type: ignore[attr-defined]
+        FootprintNode.update.__wrapped__(footprint.nodes["x"], model_config={})
 
 
 def test_registering_again_changes_nothing() -> None:
