@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from evaluators.intermediate_values import VARIABLE
+
 PRELOADED = (
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "onnxruntime_genai", "optuna",
     "olive.workflows", "olive.cli.launcher",
@@ -45,7 +47,7 @@ def olive_run(workflow: Path, log: Path, values: Path, stop: Callable[[], str | 
     """
     context = _context()
     lifeline, held = context.Pipe(duplex=False)
-    run = context.Process(target=_run, args=(str(workflow), str(log), str(values), lifeline), daemon=False)
+    run = context.Process(target=_run, args=(str(workflow), str(log), str(values), lifeline, dict(os.environ)))
     run.start()
     lifeline.close()
     stopped, peak = None, 0
@@ -72,14 +74,15 @@ def _context() -> Any:
     return context
 
 
-def _run(workflow: str, log: str, values: str, lifeline: Connection) -> None:
+def _run(workflow: str, log: str, values: str, lifeline: Connection, environment: dict[str, str]) -> None:
     """In the new process."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the worker's; what this starts is stopped with it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["OLIVAL_INTERMEDIATE_VALUES"] = values
+    os.environ.clear()  # the server's is that of its start
+    os.environ.update(environment | {VARIABLE: values})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_worker, args=(lifeline,), daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from search.kept_packages import drop_beaten_packages
 from search.olive_run import olive_run
 from search.progress import Progress
 from search.providers import absent_targets
@@ -26,7 +27,7 @@ def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) ->
     """
     study = open_study(space, absent_targets(space))
     limit = time.monotonic() + space.time_limit_seconds if space.time_limit_seconds is not None else None
-    with Progress(space) as progress:
+    with Progress(space, study=read_record(space, study)) as progress:
         waiting, done = False, 0
         while True:
             mend(study, space)
@@ -55,7 +56,9 @@ def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) ->
                 _give_back(study, trial)
                 raise
             done += 1
-            progress.trial_finished(read_trial(space, study, trial.number), read_record(space, study))
+            record = read_record(space, study)
+            drop_beaten_packages(record)
+            progress.trial_finished(read_trial(space, study, trial.number), record)
 
 
 def _give_back(study: object, trial: object) -> None:
