@@ -11,7 +11,7 @@ import pytest
 
 from search.new_values import new_values
 from search.samplers import draw, grid, make_sampler
-from search.space import ONLY_TARGET, Objective, Parameter, Space
+from search.space import Objective, Parameter, Space
 
 PARAMETERS = (
     Parameter("precision", ("a",), "categorical", choices=("int4", "int8", "fp32")),
@@ -23,8 +23,8 @@ CONTINUOUS = Parameter("rate", ("d",), "float", low=1e-4, high=1e-2, log=True)
 
 def space(parameters: tuple[Parameter, ...] = PARAMETERS, **changes: Any) -> Space:
     return Space(
-        name="x", file=Path("x.json"), workflows={ONLY_TARGET: Path("w.json")}, parameters=parameters,
-        objectives=(Objective("loss", "minimize", ONLY_TARGET),), constraints=(), sampler={"type": "tpe"}, pruners=(),
+        name="x", file=Path("x.json"), workflows={"cpu": Path("w.json")}, parameters=parameters,
+        objectives=(Objective("loss", "minimize", "cpu"),), constraints=(), sampler={"type": "tpe"}, pruners=(),
         trials=10, seed=changes.pop("seed", 0), storage="", output=Path("out"), **changes,
     )  # fmt: skip
 
