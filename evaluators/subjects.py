@@ -66,7 +66,8 @@ class Subjects:
 
         text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False)
         evaluation_file().parent.mkdir(parents=True, exist_ok=True)
-        evaluation_file().write_text(text + "\n", encoding="utf-8")
+        for file in (evaluation_file(), evaluation_file(self.model_folder)):
+            file.write_text(text + "\n", encoding="utf-8")
         manifest = self.manifest
         if self.model_folder is None or manifest is None:
             return
@@ -94,9 +95,13 @@ def package_identity(manifest: Mapping[str, Any], adapter: str | None) -> Any:
     return [files, manifest["adapters"][adapter]["sha256"] if adapter is not None else None]
 
 
-def evaluation_file() -> Path:
-    """Where an evaluation waits for the end of its run: in the workflow's own cache folder of Olive."""
-    return Path(os.environ.get("OLIVE_CACHE_DIR", "")) / "evaluation.json"
+def evaluation_file(model_folder: Path | None = None) -> Path:
+    """Where an evaluation waits for the end of its run: in the workflow's own cache folder of Olive.
+
+    Olive's search makes several packages, `cache/runs/ID/models`, in one run; with such a folder: that package's own.
+    """
+    name = f"evaluation-{model_folder.parent.name}.json" if model_folder is not None else "evaluation.json"
+    return Path(os.environ.get("OLIVE_CACHE_DIR", "")) / name
 
 
 def open_subjects(model: Any) -> Subjects:

@@ -87,6 +87,14 @@ class MultiAdapterExport(Pass):
             problems += error.problems
         return problems
 
+    @classmethod
+    def validate_config(cls, config: Any, accelerator_spec: AcceleratorSpec) -> bool:
+        """Olive's question before it runs a candidate of a search: those that cannot be exported are left out."""
+        problems = cls.problems(config, str(accelerator_spec.execution_provider))
+        for problem in problems:
+            print(f"export {config.name}: candidate left out: {problem}", file=sys.stderr)
+        return not problems
+
     @staticmethod
     def is_accelerator_agnostic(accelerator_spec: AcceleratorSpec) -> bool:
         """The package is made for its target."""

@@ -1,8 +1,9 @@
 """Teaches Olive this workspace's passes, data components, evaluator and run wrapper.
 
 Olive has no registration for passes outside its own table, so two functions of Olive are wrapped while a workflow is
-parsed: the lookup of a pass by name, and the function that runs a parsed workflow (see passes/workflow_run.py).
-tests/test_registration.py fails when Olive moves either.
+parsed: the lookup of a pass by name, and the function that runs a parsed workflow (see passes/workflow_run.py). A
+third wrapper lets Olive's own search share a pass between candidates. tests/test_registration.py fails when Olive moves
+one of them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def register() -> None:
     importlib.import_module("evaluators.workspace_evaluator")
     _teach_pass_names()
     _wrap_run()
+    _mend_search()
 
 
 def _teach_pass_names() -> None:
@@ -69,3 +71,21 @@ def _wrap_run() -> None:
 
     run_engine.knows_workspace = True  # type: ignore[attr-defined]
     run_module.run_engine = run_engine
+
+
+def _mend_search() -> None:
+    """Olive 0.13's search fails every candidate after the first that begins with the same pass: it notes the pass's
+    model again, by the field's alias, which pydantic 2 does not set."""
+    from olive.engine.footprint import FootprintNode
+
+    original = FootprintNode.update
+    if getattr(original, "knows_aliases", False):
+        return
+    fields = {field.alias: name for name, field in FootprintNode.model_fields.items() if field.alias}
+
+    @functools.wraps(original)
+    def update(self: Any, **changes: Any) -> None:
+        original(self, **{fields.get(name, name): value for name, value in changes.items()})
+
+    update.knows_aliases = True  # type: ignore[attr-defined]
+    FootprintNode.update = update

@@ -16,6 +16,7 @@ from typing import Any
 from evaluators.metric_check import metric_adapter
 from passes.data_check import check_data
 from passes.registration import PASS_MODULES, task_of
+from passes.searched_options import BETTER, candidates, search_problems
 from runtime.atomic_folder import is_result
 from runtime.errors import ConfigError, OlivalError, nearest
 
@@ -36,6 +37,8 @@ def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
     ]
     provider = _target_provider(run_config)
     problems = _check_types(run_config, package_config)
+    if search := search_problems(ours, bool(run_config.engine.search_strategy)):
+        return problems + search  # the other checks look at single values
     for name, step in ours:
         problems += _check_options(name, step, provider)
     problems += _check_names(ours)
@@ -95,26 +98,38 @@ def _pass_class(step: Any) -> Any:
 
 
 def _check_options(name: str, step: Any, provider: str) -> list[str]:
+    """Nothing where at least one candidate of a search is right: Olive leaves the others out when their turn comes."""
+    step.config = dict(step.config or {})
+    wrong = []
+    for options in candidates(step.config):
+        problems = _option_problems(name, _pass_class(step), options, provider)
+        if not problems:
+            return []
+        wrong.append(problems)
+    return wrong[0]
+
+
+def _option_problems(name: str, pass_class: Any, options: dict[str, Any], provider: str) -> list[str]:
     from olive.hardware import DEFAULT_CPU_ACCELERATOR
     from pydantic import ValidationError
 
-    step.config = dict(step.config or {})
-    pass_class = _pass_class(step)
     known = pass_class.default_config(DEFAULT_CPU_ACCELERATOR)
     visible = [option for option in known if option not in ("fingerprint", "version")]
     problems = [
         f"passes.{name}.{option}: unknown option; {nearest(option, visible)}"
-        for option in step.config
+        for option in options
         if option not in known
     ]
     if problems:
         return problems
     try:
-        config = pass_class.generate_config(DEFAULT_CPU_ACCELERATOR, dict(step.config), {}, True)
+        config = pass_class.generate_config(DEFAULT_CPU_ACCELERATOR, dict(options), {}, True)
     except ValidationError as error:
         for problem in error.errors():
             option = ".".join(str(part) for part in problem["loc"][:1])
             line = f"passes.{name}.{option}: {problem['msg']}, but got {problem.get('input')!r}"
+            if isinstance(problem.get("input"), list):
+                line += f"; {BETTER}"
             if not any(p.startswith(f"passes.{name}.{option}:") for p in problems):
                 problems.append(line if problem["type"] != "missing" else f"passes.{name}.{option}: is required")
         return problems
@@ -140,7 +155,7 @@ def _check_names(ours: list[tuple[str, Any]]) -> list[str]:
             )
         taken.setdefault(adapter, name)
     exports = [index for index, (_, step) in enumerate(ours) if "export" in step.type]
-    if exports and (len(exports) > 1 or exports[0] != len(ours) - 1):
+    if exports and (len({ours[index][0] for index in exports}) > 1 or exports[0] != len(ours) - len(exports)):
         problems.append(f"passes.{ours[exports[0]][0]}: MultiAdapterExport stands once, after every adapter's pass")
     return problems
 
@@ -173,25 +188,32 @@ def _check_base(
 
 def _check_export(ours: list[tuple[str, Any]], provider: str, base: Path) -> list[str]:
     """What the export of this base cannot do, beside what `MultiAdapterExport.problems` says of every base."""
-    from passes.graph.checks import check_blocks, check_engine, check_precision, engine_of
     from passes.multi_adapter_export import OUR_NAMES
 
     problems = []
     for name, step in ours:
         if "export" in step.type:
-            options, target = step.config or {}, OUR_NAMES.get(provider, provider)
-            precision, quantization = options.get("precision") or "int4", options.get("quantization")
-            try:
-                checked = check_precision(precision, target, quantization)
-            except ConfigError:  # `problems` has said it
-                checked = None
-            try:
-                check_engine(base, precision, target, quantization)
-                if checked is not None and engine_of(base) == "onnxruntime-genai":
-                    check_blocks(base, precision, checked)
-            except ConfigError as error:
-                problems += [f"passes.{name}: {p}" for p in error.problems]
+            target = OUR_NAMES.get(provider, provider)
+            wrong = [_export_problems(name, options, target, base) for options in candidates(step.config or {})]
+            problems += [] if any(not w for w in wrong) else wrong[0]
     return problems
+
+
+def _export_problems(name: str, options: dict[str, Any], target: str, base: Path) -> list[str]:
+    from passes.graph.checks import check_blocks, check_engine, check_precision, engine_of
+
+    precision, quantization = options.get("precision") or "int4", options.get("quantization")
+    try:
+        checked = check_precision(precision, target, quantization)
+    except ConfigError:  # `problems` has said it
+        checked = None
+    try:
+        check_engine(base, precision, target, quantization)
+        if checked is not None and engine_of(base) == "onnxruntime-genai":
+            check_blocks(base, precision, checked)
+    except ConfigError as error:
+        return [f"passes.{name}: {p}" for p in error.problems]
+    return []
 
 
 def _encoder_problems(evaluator: Any, ours: list[tuple[str, Any]], base: Path) -> list[str]:

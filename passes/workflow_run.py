@@ -51,13 +51,17 @@ def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config:
     cache = cache_dir(engine)
     _drop_broken_cache_files(cache)
     evaluation_file = cache / run_config.workflow_id / "evaluation.json"
-    evaluation_file.unlink(missing_ok=True)
+    for file in evaluation_file.parent.glob("evaluation*.json"):
+        file.unlink()
     engine.output_dir = staging
     engine.clean_evaluation_cache = True  # Olive keeps evaluations by model, whatever the metrics or their data are
     try:
         result = run_engine(package_config, run_config)
         if run_config.passes and not result.has_output_model():
             raise OlivalError("the workflow made no model; the log above names the pass that failed")
+        if engine.search_strategy and run_config.passes:  # the last package measured need not be the best one
+            best = result.get_best_candidate().model_id
+            evaluation_file = evaluation_file.with_name(f"evaluation-{best}.json")
         manifest = read_manifest(staging, verify=False) if (staging / MANIFEST).exists() else None
         # a missed goal ends the run here: the former package stays
         evaluation = _evaluation(evaluation_file, manifest, output)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from search.new_values import new_values
 from search.samplers import GRID, draw, grid_trials, make_sampler
 from search.space import Space
 from search.study import HEARTBEAT_SECONDS
@@ -77,6 +78,10 @@ def claim(study: optuna.Study, space: Space) -> tuple[optuna.Trial, dict[str, An
         )  # another worker may have written it last
         study.sampler = make_sampler(space, waiting.user_attrs[SLOT])
         study._thread_local.cached_all_trials = None
+        if "fixed_params" not in waiting.system_attrs:
+            values = new_values(study, space, waiting.user_attrs[SLOT])
+            if values is not None:
+                storage.set_trial_system_attr(waiting._trial_id, "fixed_params", values)
         trial = optuna.Trial(study, waiting._trial_id)
         values = draw(trial, space.parameters)
         trial.set_user_attr("parameters", values)

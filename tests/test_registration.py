@@ -105,6 +105,19 @@ def test_components_and_evaluator_resolve_by_name() -> None:
     assert EvaluatorRegistry.get("OlivalEvaluator").__module__ == "evaluators.workspace_evaluator"
 
 
+def test_a_model_can_be_noted_twice() -> None:
+    """Olive's search does that with every pass that two candidates share; its own function cannot."""
+    from olive.engine.footprint import Footprint, FootprintNode
+
+    register()
+    footprint = Footprint()
+    for path in ("first", "second"):
+        footprint.record(model_id="x", model_config={"config": {"model_path": path}}, parent_model_id="y")
+    assert footprint.get_model_path("x") == "second"
+    with pytest.raises(ValueError, match="model_config"):
+        FootprintNode.update.__wrapped__(footprint.nodes["x"], model_config={})
+
+
 def test_registering_again_changes_nothing() -> None:
     """Olive executes the user_script once for each data config that names it, each time anew."""
     from olive.package_config import OlivePackageConfig
