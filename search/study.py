@@ -31,7 +31,7 @@ def open_storage(space: Space) -> optuna.storages.RDBStorage:
     url, arguments = make_url(space.storage), {}
     if url.get_backend_name() == "sqlite":
         if url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(space, Path(url.database).parent)
         arguments = {"connect_args": {"timeout": 60}}  # seconds that a worker waits for another one's write
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, names of metrics
     for attempt in range(5):
@@ -49,6 +49,13 @@ def open_storage(space: Space) -> optuna.storages.RDBStorage:
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause}") from None
             time.sleep(0.2 * 2**attempt)  # several workers that start at once make the tables at once
     raise AssertionError("the loop returns or raises")
+
+
+def _make_folder(space: Space, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OlivalError(f"{space.file}: storage: {folder} cannot be made: {error.strerror}") from None
 
 
 def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> optuna.Study:
