@@ -137,3 +137,11 @@ def every_other(workflow: Path, log: Path, values: Path, stop: Callable[[], str 
         log.write_text("error: an odd trial\n", encoding="utf-8")
         return Exit(1, None, 1)
     return fake_run(workflow, log, values, stop)
+
+
+def full_after_two(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+    """The disk is full from the third trial on."""
+    if int(workflow.parent.name[:4]) >= 2:
+        log.write_text("OSError: [Errno 28] No space left on device: 'model.onnx.data'\n", encoding="utf-8")
+        return Exit(1, None, 1)
+    return fake_run(workflow, log, values, stop)

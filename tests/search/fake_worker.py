@@ -87,7 +87,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.01)
+        time.sleep(0.02)
     raise TimeoutError(f"{condition} was not true within {seconds} s")
 
 

@@ -7,20 +7,16 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.records import StudyRecord, TrialRecord
-from search.slots import SLOT, WORKER, claim, is_over, mend
+from search.records import TrialRecord
 from search.space_file import read_space
-from search.study import open_study
 from search.study_record import read_study
-from search.worker_identity import is_dead, this_worker
-from tests.search.fake_runs import make_space, write_space
+from tests.search.fake_runs import write_space
 from tests.search.fake_worker import Nursery, output, wait_for
 
 GRID = {
@@ -43,6 +39,10 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "cmaes": {"sampler": {"type": "cmaes", "n_startup_trials": 1, "popsize": 3}, **NUMBERS},
 }
 OFTEN = {"retries": 1000}
+
+
+def slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def ended(space: Path) -> dict[int, TrialRecord]:
@@ -72,7 +72,7 @@ def two_spaces(folder: Path, **changes: Any) -> tuple[Path, Path]:
     return write_space(folder / "calm", **changes), write_space(folder / "rough", **changes, **OFTEN)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", *(pytest.param(s, marks=pytest.mark.slow) for s in SAMPLERS if s != "tpe")])
+@pytest.mark.parametrize("sampler", ["tpe", *slow("random", "grid", "nsga2", "cmaes")])
 def test_twenty_kills_change_nothing(tmp_path: Path, nursery: Nursery, sampler: str) -> None:
     calm, rough = two_spaces(tmp_path, trials=18, **SAMPLERS[sampler])
     assert nursery.run(calm) == 0
@@ -87,11 +87,11 @@ def test_twenty_kills_change_nothing(tmp_path: Path, nursery: Nursery, sampler: 
         assert nursery.wait(worker) == -signal.SIGKILL, f"the study was over after {kills} kills"
     assert nursery.run(rough) == 0
     found = ended(rough)
-    assert sum(trial.attempt for trial in found.values()) > 5
+    assert any(trial.attempt for trial in found.values()), "no kill hit a running trial"
     assert_same(found, undisturbed)
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", *(pytest.param(s, marks=pytest.mark.slow) for s in ("cmaes", "tpe"))])
+@pytest.mark.parametrize("sampler", ["nsga2", *slow("cmaes", "tpe", "grid")])
 def test_a_kill_at_every_transaction(tmp_path: Path, nursery: Nursery, sampler: str) -> None:
     """Each worker is killed one transaction later than the one before it, until one reaches the study's end."""
     calm, rough = two_spaces(tmp_path, trials=5, **SAMPLERS[sampler])
