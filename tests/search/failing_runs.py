@@ -131,17 +131,22 @@ def cannot_start(*_: object) -> Exit:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials/0000/log.txt")
 
 
-def every_other(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
-    """Fails in the trials 1, 3, 5, ..."""
-    if int(workflow.parent.name[:4]) % 2:
-        log.write_text("error: an odd trial\n", encoding="utf-8")
-        return Exit(1, None, 1)
-    return fake_run(workflow, log, values, stop)
-
-
 def full_after_two(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
     """The disk is full from the third trial on."""
     if int(workflow.parent.name[:4]) >= 2:
         log.write_text("OSError: [Errno 28] No space left on device: 'model.onnx.data'\n", encoding="utf-8")
         return Exit(1, None, 1)
     return fake_run(workflow, log, values, stop)
+
+
+def each_failure(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+    """Every trial fails in its own way, but for the first."""
+    slot = int(workflow.parent.name[:4])
+    return (fake_run, *FAILURES)[slot](workflow, log, values, stop)
+
+
+FAILURES = (
+    says_error, raises_value_error, ends_silently, aborts, segfaults, is_killed, takes_all_memory,
+    torch_takes_all_memory, fills_the_disk, writes_too_much, fills_the_disk_and_exits_0, measures_nothing,
+    measures_half, cannot_start,
+)  # fmt: skip

@@ -43,16 +43,18 @@ class Nursery:
         self._process.wait()
 
     def start(
-        self, space: Path, run: str = "fake_run", kill_at: int | None = None, command_line: bool = False
-    ) -> int:
+        self, space: Path, run: str = "fake_run", kill_at: int | None = None, number: int = signal.SIGKILL,
+        command_line: bool = False,
+    ) -> int:  # fmt: skip
         """The pid of a new worker, whose output goes to worker-PID.txt beside the space file.
 
         Args:
             run: name of a function in fake_runs.py or failing_runs.py.
-            kill_at: of the database's transactions the one before whose end the worker kills itself, from 1.
+            kill_at: of the transactions that write the one before whose end the worker sends itself `number`, from 1.
             command_line: `python -m search run` with all that it prints and does, instead of the worker alone.
         """
-        request = {"space": str(space), "run": run, "kill_at": kill_at, "command_line": command_line}
+        request = {"space": str(space), "run": run, "kill_at": kill_at, "number": int(number),
+                   "command_line": command_line}  # fmt: skip
         pid = int(self._ask(request)["pid"])
         self._alive.add(pid)
         return pid
@@ -63,9 +65,9 @@ class Nursery:
         self._alive.discard(pid)
         return code
 
-    def run(self, space: Path, run: str = "fake_run", kill_at: int | None = None) -> int:
-        """The exit code of a worker that nobody disturbs."""
-        return self.wait(self.start(space, run, kill_at))
+    def run(self, space: Path, run: str = "fake_run", **options: Any) -> int:
+        """The exit code of a worker that nobody else disturbs."""
+        return self.wait(self.start(space, run, **options))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -119,7 +121,7 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _be_worker(space: str, run: str, kill_at: int | None, command_line: bool) -> None:
+def _be_worker(space: str, run: str, kill_at: int | None, number: int, command_line: bool) -> None:
     """In the forked process, which ends here."""
     code = 1
     try:
@@ -130,7 +132,7 @@ def _be_worker(space: str, run: str, kill_at: int | None, command_line: bool) ->
         _trust_the_system()
         _at_transaction(1, lambda: print("reached the database", flush=True))
         if kill_at is not None:
-            _at_transaction(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            _at_transaction(kill_at, lambda: os.kill(os.getpid(), number))
         code = _work(Path(space), run, command_line)
     except BaseException:
         traceback.print_exc()

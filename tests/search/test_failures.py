@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,11 @@ from search.records import TrialRecord
 from search.space_file import read_space
 from search.study_record import read_study
 from search.worker import MOST_FAILURES
+from tests.search.failing_runs import FAILURES
 from tests.search.fake_runs import write_space
 from tests.search.fake_worker import Nursery, output
 
-REASONS = {
+REASONS = {  # in the order of failing_runs.FAILURES
     "says_error": r"2 problems: passes\.spam\.rank: 0 is no rank passes\.spam\.alpha: is missing",
     "raises_value_error": r"ValueError: a row has no text",
     "ends_silently": r"exit code 3, and the log says nothing",
@@ -36,21 +38,22 @@ def trials(space: Path) -> tuple[TrialRecord, ...]:
     return read_study(read_space(space)).trials
 
 
-@pytest.mark.parametrize("run", REASONS)
-def test_reason(tmp_path: Path, nursery: Nursery, run: str) -> None:
-    space = write_space(tmp_path, trials=1)
-    worker = nursery.start(space, run)
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> dict[str, TrialRecord]:
+    """{name of the run: its trial} of a study of which one trial succeeds."""
+    assert list(REASONS) == [getattr(run, "__name__", None) or _name(run) for run in FAILURES]
+    space = write_space(tmp_path_factory.mktemp("failures"), trials=1 + len(FAILURES))
+    worker = nursery.start(space, "each_failure")
     assert nursery.wait(worker) == 0, output(space, worker)
-    (trial,) = trials(space)
-    assert trial.state == "failed"
-    assert re.fullmatch(REASONS[run], str(trial.reason)), trial.reason
+    first, *others = trials(space)
+    assert first.state == "complete"
+    return dict(zip(REASONS, others, strict=True))
 
 
-def test_a_study_with_failing_trials_goes_on_to_its_end(tmp_path: Path, nursery: Nursery) -> None:
-    space = write_space(tmp_path, trials=2 * MOST_FAILURES + 2)
-    assert nursery.run(space, "every_other") == 0
-    assert [t.state for t in trials(space)] == ["complete", "failed"] * (MOST_FAILURES + 1)
-    assert {t.reason for t in trials(space)} == {None, "an odd trial"}
+@pytest.mark.parametrize("run", REASONS)
+def test_reason(failed: dict[str, TrialRecord], run: str) -> None:
+    assert failed[run].state == "failed"
+    assert re.fullmatch(REASONS[run], str(failed[run].reason)), failed[run].reason
 
 
 def test_a_study_in_which_every_trial_fails_stops(tmp_path: Path, nursery: Nursery) -> None:
@@ -72,3 +75,8 @@ def test_a_full_disk_stops_the_worker_before_it_uses_the_trials_up(tmp_path: Pat
     assert nursery.wait(worker) == 1
     assert f"so it was in the last {MOST_FAILURES} trials, and this worker stops" in output(space, worker)
     assert [t.state for t in trials(space)] == ["complete"] * 2 + ["failed"] * MOST_FAILURES
+
+
+def _name(run: Any) -> str:
+    """Of a partial of olive_run: that of what runs in the process."""
+    return str(run.keywords["main"].__name__).lstrip("_")
