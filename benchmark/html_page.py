@@ -1,4 +1,4 @@
-"""The HTML of the report: one page without script and without anything from outside, for phones, screens and paper."""
+"""The HTML of reports: one page without script and without anything from outside, for phones, screens and paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid #bbb; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
 p { margin: .5rem 0; max-width: 46rem; }
-nav a { display: inline-block; margin-right: 1rem; padding: .25rem 0; color: #00548a; }
+a { color: #00548a; }
+nav a { display: inline-block; margin-right: 1rem; padding: .25rem 0; }
 dl { display: grid; grid-template-columns: minmax(5.5rem, max-content) 1fr; gap: .15rem 1rem; margin: 1rem 0; }
 dt { color: #555; }
 dd { margin: 0; min-width: 0; }
@@ -31,8 +32,10 @@ tbody tr:last-child > * { border-bottom: 1px solid #ddd; }
 th[scope=row] { font-weight: 600; position: sticky; left: 0; background: #fff; max-width: 40vw; }
 .n { text-align: right; white-space: nowrap; }
 .interval, .missing { color: #555; font-size: .85em; }
+.interval { white-space: nowrap; }
 .missing { white-space: normal; display: inline-block; min-width: 8.5rem; }
 thead .n { white-space: normal; }
+.words { display: inline-block; min-width: 15rem; overflow-wrap: anywhere; }
 .stacked { display: block; max-width: 46rem; }
 .stacked dt { color: inherit; font-weight: 600; }
 .stacked dd { margin: 0 0 .5rem; }
@@ -52,6 +55,7 @@ figcaption { font-size: .875rem; color: #444; }
   table { font-size: 8pt; width: 100%; }
   th, td { padding-right: .4rem; }
   th[scope=row] { position: static; }
+  .words, .missing { min-width: 0; }
   .plots { grid-template-columns: 1fr 1fr; gap: 4mm 8mm; }
 }
 """
@@ -90,6 +94,27 @@ def paragraph(*parts: object) -> Html:
 def code(text: str) -> Html:
     """A command or name to type."""
     return Html(f"<code>{escape(text)}</code>")
+
+
+def link(address: str, text: str) -> Html:
+    """A link; `address` is relative to the page, with what has a meaning in addresses quoted already."""
+    return Html(f'<a href="{escape(address)}">{escape(text)}</a>')
+
+
+def with_note(text: object, note: object) -> Html:
+    """What a cell says, and under it in small letters what belongs to it, in one line: an interval, a mark."""
+    return Html(f'{html(text)}<br><span class="interval">{html(note)}</span>')
+
+
+def missing(reason: object, beside: object = "") -> Html:
+    """Why a cell has no value, in small letters; under `beside` where the cell says something else too."""
+    start = f"{html(beside)}<br>" if beside else ""
+    return Html(f'{start}<span class="missing">{html(reason)}</span>')
+
+
+def words(text: object) -> Html:
+    """A cell of running text, which takes the width to be read on a phone too."""
+    return Html(f'<span class="words">{html(text)}</span>')
 
 
 def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Html:

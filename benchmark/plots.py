@@ -1,45 +1,15 @@
-"""Plots of the benchmark's results as SVG text: drawn for the width of a phone, told apart by shape as well as colour.
-
-Drawn 360 points wide with letters of 12 points, so that they stay readable when the page scales them down to a phone.
-The same results give the same bytes.
-"""
+"""Plots of the benchmark's results as SVG text: what they show is told apart by shape as well as colour."""
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmark.svg import COLOURS, MARKERS, blank, short, spread_scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Arguments = ParamSpec("Arguments")
-WIDTH = 5.0  # inches, 360 points
-# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too light on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_NAME_LENGTH = 24  # characters of a name beside an axis; tables have it in full
-_LOG_FROM = 30  # times the smallest value: a linear axis would press the small ones together
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 12,
-    "axes.labelsize": 12,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "text.parse_math": False,  # names may have a $ in them
-    "svg.fonttype": "path",  # looks alike where DejaVu is not installed
-    "svg.hashsalt": "olival",
-}
 
 
 class Span(NamedTuple):
@@ -65,20 +35,7 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, Span]]
 
 
-def _styled(plot: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
-    """Draws with the style of this module, whatever matplotlib is set to, and gives SVG text."""
-
-    @functools.wraps(plot)
-    def draw(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return _svg(plot(*args, **kwargs), str(args[0]))
-
-    return draw
-
-
-@_styled
+@styled
 def row_plot(slug: str, rows: Sequence[str], dots: Sequence[Dots], label: str, line_at: float | None = None) -> Figure:
     """Values on a horizontal axis, a row for each name.
 
@@ -89,7 +46,7 @@ def row_plot(slug: str, rows: Sequence[str], dots: Sequence[Dots], label: str, l
         label: of the axis, with the unit.
         line_at: where a vertical line marks the reference; the axis starts at 0 without it.
     """
-    figure = _figure(0.42 * len(rows) + 1.3)
+    figure = blank(0.42 * len(rows) + 1.3)
     axes = figure.subplots()
     places = list(range(len(rows)))
     found = [span for series in dots for span in series.values if span is not None]
@@ -99,7 +56,7 @@ def row_plot(slug: str, rows: Sequence[str], dots: Sequence[Dots], label: str, l
             axes.plot([min(ends), max(ends)], [place, place], color="#bbbbbb", linewidth=1.5, zorder=1)
     for number, series in enumerate(dots):
         _row_dots(axes, series, number, len(dots) if line_at is not None else 1)
-    axes.set_yticks(places, [_short(name) for name in rows])
+    axes.set_yticks(places, [short(name) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -113,10 +70,10 @@ def row_plot(slug: str, rows: Sequence[str], dots: Sequence[Dots], label: str, l
     return figure
 
 
-@_styled
+@styled
 def throughput_plot(slug: str, lines: Sequence[Line], label: str) -> Figure:
     """Throughput over the batch size, with error bars."""
-    figure = _figure(3.4 + 0.25 * _legend_rows(lines))
+    figure = blank(3.4 + 0.25 * _legend_rows(lines))
     axes = figure.subplots()
     _lines(axes, lines, connect=True)
     sizes = sorted({x for line in lines for x, _ in line.points})
@@ -131,11 +88,11 @@ def throughput_plot(slug: str, lines: Sequence[Line], label: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def quality_plot(slug: str, panels: Sequence[tuple[str, Sequence[Line]]], label: str) -> Figure:
     """Quality (vertical, named `label`) against one horizontal axis in each panel: (its label with unit, points)."""
     lines = panels[0][1]
-    figure = _figure(2.4 * len(panels) + 0.4 + 0.25 * _legend_rows(lines))
+    figure = blank(2.4 * len(panels) + 0.4 + 0.25 * _legend_rows(lines))
     for axes, (name, points) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _lines(axes, points, connect=False)
         spans = [Span(x) for line in points for x, _ in line.points]
@@ -145,12 +102,6 @@ def quality_plot(slug: str, panels: Sequence[tuple[str, Sequence[Line]]], label:
         axes.grid()
     _line_legend(figure, lines)
     return figure
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _row_dots(axes: Axes, series: Dots, number: int, lanes: int) -> None:
@@ -191,8 +142,7 @@ def _errors(spans: Sequence[Span]) -> list[list[float]] | None:
 def _scale(axes: Axes, axis: str, spans: Sequence[Span], from_zero: bool) -> str:
     """Starts an axis at 0, or makes it logarithmic where values lie far apart; returns what its label says of that."""
     values = [span.value for span in spans]
-    if values and min(values) > 0 and max(values) / min(values) > _LOG_FROM:
-        axes.set(**{f"{axis}scale": "log"})
+    if spread_scale(axes, axis, values):
         return ", logarithmic"
     if from_zero:
         axes.set(
@@ -218,30 +168,12 @@ def _line_legend(figure: Figure, lines: Sequence[Line]) -> None:
     several = len(variants) > 1
     handles = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="" if several else MARKERS[i % len(MARKERS)],
-               linewidth=4 if several else 1.6, markersize=7, label=_short(name))
+               linewidth=4 if several else 1.6, markersize=7, label=short(name))
         for i, name in enumerate(things)
     ]  # fmt: skip
     if several:
         handles += [
-            Line2D([], [], color="#555555", marker=MARKERS[i % len(MARKERS)], linestyle="none", label=_short(name, 40))
+            Line2D([], [], color="#555555", marker=MARKERS[i % len(MARKERS)], linestyle="none", label=short(name, 40))
             for i, name in enumerate(variants)
         ]
     figure.legend(handles=handles, loc="outside lower center", ncols=1 if several else 2)
-
-
-def _short(name: str, length: int = _NAME_LENGTH) -> str:
-    return "\n".join(part if len(part) <= length else part[: length - 1] + "…" for part in name.split("\n"))
-
-
-def _svg(figure: Figure, slug: str) -> str:
-    """The figure as an <svg> element that takes its size from the page, with ids that no other figure has."""
-    buffer = io.StringIO()
-    nothing: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{slug}-\1"', text)
-    text = re.sub(r'href="#', f'href="#{slug}-', text).replace("url(#", f"url(#{slug}-")
-    head, _, rest = text.partition(">")
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return f'{head} aria-hidden="true">{rest.strip()}\n'

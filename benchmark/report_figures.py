@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmark.plots import COLOURS, Dots, Line, Span, quality_plot, row_plot, throughput_plot
+from benchmark.plots import Dots, Line, Span, quality_plot, row_plot, throughput_plot
+from benchmark.svg import COLOURS
 
 BASE = "(base)"
 PHASES = {

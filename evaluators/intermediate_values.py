@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import OlivalError
+
 VARIABLE = "OLIVAL_INTERMEDIATE_VALUES"
 
 
@@ -35,16 +37,19 @@ def report(line: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: a value that JSON does not have, such as NaN.
-        OSError: the file cannot be written, or not the whole line.
+        OlivalError: the file cannot be written, or not the whole line.
     """
     if not wanted():
         return
     content = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     file = os.environ[VARIABLE]
-    with open(file, "ab", buffering=0) as stream:
-        written = stream.write(content)
+    try:
+        with open(file, "ab", buffering=0) as stream:
+            written = stream.write(content)
+    except OSError as error:
+        raise OlivalError(f"{file} ({VARIABLE}): cannot be written: {error.strerror}") from error
     if written != len(content):
-        raise OSError(f"{file}: {written} of {len(content)} bytes were written; is the disk full?")
+        raise OlivalError(f"{file}: {written} of {len(content)} bytes were written; is the disk full?")
 
 
 def read_from(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:

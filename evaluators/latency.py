@@ -160,6 +160,17 @@ def table_values(measured: Mapping[str, Any]) -> dict[str, float | None]:
     return values
 
 
+def table_intervals(measured: Mapping[str, Any]) -> dict[str, list[float] | None]:
+    """95 % intervals of `table_values`: of the medians, as far as the runs support them; None for the rest."""
+    found: dict[str, list[float] | None] = dict.fromkeys(table_values(measured))
+    for kind, key in _KINDS.items():
+        if key in measured and measured[key]["p50_low"] is not None:
+            found[f"{kind}_p50_ms"] = [measured[key]["p50_low"], measured[key]["p50_high"]]
+    if "tokens_per_second" in measured and measured["tokens_per_second"]["low"] is not None:
+        found["tokens_per_second"] = [measured["tokens_per_second"][end] for end in ("low", "high")]
+    return found
+
+
 class _Timed(NamedTuple):
     marks: list[list[float]]  # of each run that counts: seconds when it started and after each step
     warmup_runs: int

@@ -11,7 +11,14 @@ from typing import Any
 from data.examples import ClassificationData, GenerationData
 from evaluators.case_quality import case_quality
 from evaluators.finished_parts import FinishedParts
-from evaluators.latency import PROMPT_TEXT, WarmUp, measure_calls, measure_generation, table_values
+from evaluators.latency import (
+    PROMPT_TEXT,
+    WarmUp,
+    measure_calls,
+    measure_generation,
+    table_intervals,
+    table_values,
+)
 from evaluators.measuring import Measuring
 from evaluators.quality import AnswerOptions, Quality, classification_quality, generation_quality
 from evaluators.size import folder_bytes
@@ -81,7 +88,10 @@ def quality_rows(adapter: str, quality: Quality) -> list[dict[str, Any]]:
 def latency_rows(
     subjects: Subjects, prompt_tokens: int, new_tokens: int, repeats: int, warmup: int
 ) -> list[dict[str, Any]]:
-    """Rows {"adapter" (None is the base), "metric", "pytorch", "package"}; the two models are timed in turn.
+    """Rows {"adapter" (None is the base), "metric", "pytorch", "package", "interval"}; the models are timed in turn.
+
+    The interval [low, high] is the bootstrap's of 95 % for the package's value, before the export for PyTorch's; None
+    where the value is no median or has too few runs.
 
     The base and generation adapters generate `new_tokens` after a prompt of `prompt_tokens`; classification adapters
     classify one text of `prompt_tokens`. A base that is an encoder does nothing by itself and has no row.
@@ -98,9 +108,10 @@ def latency_rows(
             streams = {name: partial(model.stream, ids, adapter, new_tokens) for name, model in models}
             measured = measure_generation(streams, repeats, WarmUp(warmup, warmup))
         timings = {name: table_values(values) for name, values in measured.items()}
+        intervals = table_intervals(measured["package" if "package" in measured else "pytorch"])
         for metric in timings["pytorch"]:
             column = {name: timings[name][metric] if name in timings else None for name in ("pytorch", "package")}
-            rows.append({"adapter": adapter, "metric": metric, **column})
+            rows.append({"adapter": adapter, "metric": metric, **column, "interval": intervals[metric]})
     return rows
 
 

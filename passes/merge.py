@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from passes.atomic_folder import replace_folder
 from passes.base_model import local_folder
 from passes.merged_base import Change, changes_from_peft, changes_from_slots, weight_shapes, write_merged_base
 from passes.package import check_replaceable, write_package
@@ -18,6 +17,7 @@ from runtime.adapter_file import HEAD, read_adapter, write_adapter
 from runtime.adapter_settings import SETTINGS, checked_settings
 from runtime.adapter_source import read_source
 from runtime.adapters import check_name, install_adapter
+from runtime.atomic_folder import replace_folder
 from runtime.errors import PackageError
 from runtime.manifest import adapter_entry, base_fingerprint, read_manifest, write_manifest
 

@@ -16,9 +16,9 @@ from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from evaluators import parity
-from passes.atomic_folder import replace_folder
 from passes.base_model import local_folder
 from passes.training.adapter_pass import ATTRIBUTE, BASE_ATTRIBUTE
+from runtime.atomic_folder import replace_folder
 from runtime.errors import ConfigError, OlivalError, ProviderError, nearest
 from runtime.manifest import read_manifest, write_manifest
 from runtime.session import PROVIDERS

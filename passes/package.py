@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from passes.atomic_folder import is_result, replace_folder
 from passes.base_model import base_name, context_length, is_encoder, local_folder, pooling_of
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_engine, check_precision, engine_of
@@ -19,6 +18,7 @@ from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
 from runtime.adapters import install_adapter
+from runtime.atomic_folder import is_result, replace_folder
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import FORMAT_VERSION, base_fingerprint, file_entry, read_manifest, write_manifest
 

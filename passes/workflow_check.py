@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.metric_check import metric_adapter
-from passes.atomic_folder import is_result
 from passes.data_check import check_data
 from passes.registration import PASS_MODULES, task_of
+from runtime.atomic_folder import is_result
 from runtime.errors import ConfigError, OlivalError, nearest
 
 RESERVED_NAMES = ("base", "latency", "size_on_disk")  # the table's own rows and metrics

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from passes.atomic_folder import recover_folder, replace_folder
 from passes.base_model import quieten_transformers
 from passes.workflow_check import cache_dir, check_workflow
+from runtime.atomic_folder import recover_folder, replace_folder
 from runtime.errors import ConfigError, OlivalError
 from runtime.manifest import MANIFEST, read_manifest, write_manifest
 

@@ -36,10 +36,13 @@ def _run(options: argparse.Namespace) -> int:
     from search.worker import work
 
     space = read_space(options.space)
-    work(space)
-    study = read_study(space)
-    print_status(study)
-    return 0
+    complete = work(space)
+    print_status(read_study(space))
+    if not complete:
+        return 0
+    options.target = None
+    found = _best(options)
+    return max(found, _report(options))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -51,15 +54,54 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from benchmark.results import write_text
+    from search.best import as_json
+    from search.html_report import html_report
+    from search.importance import importances
+    from search.recommend import recommend
+    from search.space_file import read_space
+    from search.study_record import read_measured_again, read_study
+
+    study = read_study(read_space(options.space))
+    again = read_measured_again(study.space)
+    recommended = {}
+    for target in study.measured:
+        recommendation = recommend(study, target, again.get(target))
+        if recommendation.trial is not None:
+            recommended[target] = as_json(study, recommendation)
+    file = study.space.output / "report.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, html_report(study, importances(study), recommended))
+    print(f"Written to {file}")
+    return 0
+
+
+def _best(options: argparse.Namespace) -> int:
+    from search.best import best
+    from search.space_file import read_space
+    from search.study_record import keep_measured_again, read_measured_again, read_study
+
+    study = read_study(read_space(options.space))
+    again = read_measured_again(study.space)
+    code = best(study, options.target, again)
+    keep_measured_again(study.space, again)
+    return code
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search", description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="name", required=True)
     for name, command, words in (
-        ("run", _run, "runs trials until the study is complete; the same command on more machines makes more workers"),
-        ("status", _status, "what there is so far"),
+        ("run", _run, "run trials until the study is complete; the same command elsewhere makes a further worker"),
+        ("status", _status, "show what there is so far"),
+        ("report", _report, "write report.html: history, Pareto fronts, importance, every trial"),
+        ("best", _best, "recommend a package for each target and copy it to the output folder"),
     ):
-        sub = commands.add_parser(name, help=words, description=words)
+        sub = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
         sub.add_argument("space", type=Path, metavar="SPACE", help="space file, such as search/spaces/X.json")
+        if command is _best:
+            sub.add_argument("--target", action="append", metavar="TARGET", help="of the space; default: every one")
         sub.set_defaults(command=command)
     return parser
 

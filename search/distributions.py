@@ -1,7 +1,7 @@
 """A parameter's values as Optuna holds them, and back: a categorical may be any JSON value.
 
 Optuna stores None, bool, int, float and str, and finds a choice with `==`, to which 1, 1.0 and True are one value. So a
-parameter whose choices are all of these kinds and all different keeps them as they are, which reads well in a dashboard;
+parameter whose choices are all of these kinds and all different keeps them as they are, which reads well in dashboards;
 the choices of any other parameter are held as their JSON text, where 1, 1.0, true and "1" are four texts.
 """
 
@@ -47,7 +47,7 @@ def encode(parameter: Parameter, value: Any) -> bool | int | float | str | None:
         return held
     number = isinstance(value, int | float) and not isinstance(value, bool)
     whole = number and float(value).is_integer()
-    if not number or not (whole or parameter.kind == "float") or not parameter.low <= value <= parameter.high:  # type: ignore[operator]
+    if not number or not (whole or parameter.kind == "float") or not parameter.low <= value <= parameter.high:
         kind = "whole number" if parameter.kind == "int" else "number"
         raise DataError(f"{parameter.name}: {json_text(value)} is no {kind} from {parameter.low} to {parameter.high}")
     return int(value) if parameter.kind == "int" else float(value)

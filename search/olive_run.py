@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from evaluators.intermediate_values import VARIABLE
+
 PRELOADED = (
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "onnxruntime_genai", "optuna",
     "olive.workflows", "olive.cli.launcher",
@@ -50,9 +52,8 @@ def olive_run(
     """
     context = _context()
     lifeline, held = context.Pipe(duplex=False)
-    run = context.Process(
-        target=_run, args=(main or _olive, str(workflow), str(log), str(values), lifeline), daemon=False
-    )
+    surroundings = os.environ | {VARIABLE: str(values)}
+    run = context.Process(target=_run, args=(main or _olive, str(workflow), str(log), lifeline, dict(surroundings)))
     try:
         run.start()
     except EOFError:
@@ -94,7 +95,9 @@ def _context() -> Any:
     return context
 
 
-def _run(main: Callable[[str], object], workflow: str, log: str, values: str, lifeline: Connection) -> None:
+def _run(
+    main: Callable[[str], object], workflow: str, log: str, lifeline: Connection, environment: dict[str, str]
+) -> None:
     """In the new process."""
     if hasattr(os, "setsid"):
         os.setsid()  # what this starts is stopped with it
@@ -102,7 +105,8 @@ def _run(main: Callable[[str], object], workflow: str, log: str, values: str, li
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["OLIVAL_INTERMEDIATE_VALUES"] = values
+    os.environ.clear()  # the server's is that of its start
+    os.environ.update(environment)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main(workflow)

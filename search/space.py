@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 DIRECTIONS = ("minimize", "maximize")
-ONLY_TARGET = "target"  # name of the target where a space has one workflow without a name
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any
 from runtime.errors import ConfigError, nearest
 from search.metric_names import VALIDATION, direction, tasks, workflow_metrics
 from search.parameter_check import read_parameters
+from search.providers import short_name
 from search.pruning import pruner_problems
 from search.samplers import sampler_problems
-from search.space import DIRECTIONS, ONLY_TARGET, Constraint, Objective, Space
+from search.space import DIRECTIONS, Constraint, Objective, Space
 from search.watch import JUDGED
 from search.workflow_paths import path_problem
 
@@ -113,7 +114,11 @@ def _read_json(file: Path, what: str) -> dict[str, Any]:
 def _workflows(given: Any, problems: list[str]) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
     """({target: file}, {target: content}) of the workflows that can be read."""
     if isinstance(given, str):
-        given = {ONLY_TARGET: given}
+        try:
+            given = {short_name(_read_json(Path(given), "workflow")): given}
+        except ConfigError as error:
+            problems += [f"workflow: {problem}" for problem in error.problems]
+            given = {}
     if given is not None and not (
         isinstance(given, dict) and given and all(isinstance(path, str) for path in given.values())
     ):

@@ -16,10 +16,25 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+_MEASURED_AGAIN = "measured_again"  # user attribute of the study
+
 
 def read_study(space: Space) -> StudyRecord:
     """The study as it stands. Raises OlivalError when it has not begun."""
     return read_record(space, open_study(space))
+
+
+def read_measured_again(space: Space) -> dict[str, Any]:
+    """What was measured again to tell packages of like latency apart: {target: as search.remeasure has it}."""
+    kept: dict[str, Any] = open_study(space).user_attrs.get(_MEASURED_AGAIN) or {}
+    return kept
+
+
+def keep_measured_again(space: Space, measured: dict[str, Any]) -> None:
+    """Stores it, for every machine's next `best`."""
+    study = open_study(space)
+    if study.user_attrs.get(_MEASURED_AGAIN) != measured and measured:
+        study.set_user_attr(_MEASURED_AGAIN, measured)
 
 
 def read_record(space: Space, study: optuna.Study) -> StudyRecord:

@@ -69,15 +69,6 @@ def drop_run_cache(file: Path) -> None:
     shutil.rmtree(Path(workflow.get("cache_dir", ".olive-cache")) / workflow["workflow_id"], ignore_errors=True)
 
 
-def drop_package(folder: Path) -> None:
-    """Removes a package's model files and leaves what was measured: evaluation.json and package.json."""
-    for path in folder.iterdir() if folder.is_dir() else []:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.suffix != ".json":
-            path.unlink()
-
-
 def _write(file: Path, text: str) -> None:
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import OlivalError
 from search.failure import is_full_disk
+from search.kept_packages import drop_beaten_packages
 from search.olive_run import olive_run
 from search.progress import Progress
 from search.providers import absent_targets
@@ -29,8 +30,8 @@ _WAIT_SECONDS = 1.0  # between looks at other workers' trials, of which one may 
 MOST_FAILURES = 5  # trials that may fail before any has succeeded, and that may find the disk full one after another
 
 
-def work(space: Space, run: RunWorkflow = olive_run) -> bool:
-    """Runs trials until the study is complete (True) or the space's time limit is over (False).
+def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) -> bool:
+    """Runs trials until the study is complete (True), or until the space's time limit is over or `most` ran (False).
 
     A database that does not answer is waited for. SIGTERM, which container systems send, is taken as Ctrl-C.
 
@@ -41,10 +42,10 @@ def work(space: Space, run: RunWorkflow = olive_run) -> bool:
     """
     study = open_study(space, absent_targets(space))
     storage = storage_of(study)
-    with Progress(space) as progress, _term_as_ctrl_c():
+    with Progress(space, study=read_record(space, study)) as progress, _term_as_ctrl_c():
         storage.wait_and_tell(progress.note)
         try:
-            return _work(space, study, run, progress)
+            return _work(space, study, run, most, progress)
         except KeyboardInterrupt:
             with _deaf():
                 storage.wait_and_tell(None)
@@ -52,13 +53,16 @@ def work(space: Space, run: RunWorkflow = olive_run) -> bool:
             raise
 
 
-def _work(space: Space, study: optuna.Study, run: RunWorkflow, progress: Progress) -> bool:
+def _work(space: Space, study: optuna.Study, run: RunWorkflow, most: int | None, progress: Progress) -> bool:
     limit = time.monotonic() + space.time_limit_seconds if space.time_limit_seconds is not None else None
-    waiting, ended = False, []
+    waiting = False
+    ended: list[TrialRecord] = []
     while True:
         mend(study)
         if is_over(study, space):
             return True
+        if most is not None and len(ended) >= most:
+            return False
         if limit is not None and time.monotonic() >= limit:
             progress.note(f"the time limit of {space.time_limit_seconds:g} s is over")
             return False
@@ -72,6 +76,7 @@ def _work(space: Space, study: optuna.Study, run: RunWorkflow, progress: Progres
         waiting = False
         _run_claimed(space, study, trial, run, progress)
         record, own = read_record(space, study), read_trial(space, study, trial.number)
+        drop_beaten_packages(record)
         progress.trial_finished(own, record)
         ended.append(own)
         if not is_over(study, space):

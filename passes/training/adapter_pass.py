@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,28 @@ def run_adapter_pass(
 def _add_baselines(
     folder: Path, base: Path, train_data: ClassificationData, validation_data: ClassificationData
 ) -> None:
-    """Writes baselines.json beside a finished adapter, once; a run killed here loses no training."""
+    """Writes baselines.json beside a finished adapter, once; a run killed here loses no training.
+
+    They depend on the base and the data alone, so all adapters of one task in the store share them.
+    """
     file = folder / "baselines.json"
     if file.exists():
         return
-    from passes.training.baselines import classification_baselines
+    parts = [base_fingerprint(base), train_data.fingerprint, validation_data.fingerprint]
+    shared = store_folder() / f"baselines-{adapter_key({'of': parts})[:16]}.json"
+    if not shared.exists():
+        from passes.training.baselines import classification_baselines
 
-    print(f"baselines for {folder.name.rsplit('-', 1)[0]}: a head on the frozen base, TF-IDF", file=sys.stderr)
-    scores = classification_baselines(base, train_data, validation_data)
-    baselines = {**scores, "validation_data": validation_data.fingerprint}
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
+        print(f"baselines for {folder.name.rsplit('-', 1)[0]}: a head on the frozen base, TF-IDF", file=sys.stderr)
+        scores = classification_baselines(base, train_data, validation_data)
+        baselines = {**scores, "validation_data": validation_data.fingerprint}
+        _write_once(shared, json.dumps(baselines, indent=2) + "\n")
+    _write_once(file, shared.read_text(encoding="utf-8"))
+
+
+def _write_once(file: Path, text: str) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluators.intermediate_values import VARIABLE, read_from, report, wanted
+from runtime.errors import OlivalError
 
 WRITER = """
 from evaluators.intermediate_values import report
@@ -62,6 +63,19 @@ def test_a_value_that_json_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError):
         report({"values": {"loss": float("nan")}})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "missing" / "values.jsonl"))
+    with pytest.raises(OlivalError, match=r"values\.jsonl \(OLIVAL_INTERMEDIATE_VALUES\): cannot be written: No such"):
+        report({"stage": "training"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/dev/full")
+    with pytest.raises(OlivalError, match=r"/dev/full .*: cannot be written: No space left"):
+        report({"stage": "training"})
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

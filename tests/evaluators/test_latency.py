@@ -14,6 +14,7 @@ from evaluators.latency import (
     measure_calls,
     measure_generation,
     rate,
+    table_intervals,
     table_values,
 )
 
@@ -78,6 +79,13 @@ def test_warm_up_runs_but_does_not_count(clock: Clock) -> None:
         "tpot_p90_ms": None,
         "tokens_per_second": measured["tokens_per_second"]["median"],
     }
+    distributions = {"ttft_p50_ms": measured["ttft_ms"], "tpot_p50_ms": measured["tpot_ms"]}
+    assert table_intervals(measured) == {
+        **{metric: [values["p50_low"], values["p50_high"]] for metric, values in distributions.items()},
+        **dict.fromkeys(("ttft_p90_ms", "tpot_p90_ms")),
+        "tokens_per_second": [measured["tokens_per_second"]["low"], measured["tokens_per_second"]["high"]],
+    }
+    assert measured["ttft_ms"]["p50_low"] < 105 < measured["ttft_ms"]["p50_high"]
 
 
 def test_streams_take_turns(clock: Clock) -> None:
@@ -104,6 +112,9 @@ def test_a_stream_without_later_tokens_has_no_time_per_token(clock: Clock, token
     assert measured["tpot_ms"]["samples"] == 0
     assert measured["tpot_ms"]["missing"]["p50"] == "needs 5 samples, has 0"
     assert measured["tokens_per_second"] == {"median": None, "low": None, "high": None}
+    intervals = table_intervals(measured)
+    assert intervals.keys() == table_values(measured).keys() and intervals["tpot_p50_ms"] is None
+    assert (intervals["ttft_p50_ms"] is None) == (not tokens) and intervals["tokens_per_second"] is None
 
 
 def test_calls_take_turns_after_their_warm_up(clock: Clock) -> None:
@@ -115,6 +126,9 @@ def test_calls_take_turns_after_their_warm_up(clock: Clock) -> None:
         "classify_p50_ms": pytest.approx(np.percentile(counted, 50)),
         "classify_p90_ms": pytest.approx(np.percentile(counted, 90)),
     }
+    low, high = measured["a"]["latency_ms"]["p50_low"], measured["a"]["latency_ms"]["p50_high"]
+    assert table_intervals(measured["a"]) == {"classify_p50_ms": [low, high], "classify_p90_ms": None}
+    assert 3 <= low < np.percentile(counted, 50) < high <= 22
     assert measured["b"]["latency_ms"]["p90"] == pytest.approx(np.percentile(counted + 1000, 90))
     assert measured["a"]["rows_per_second"]["median"] == pytest.approx(np.median(8000 / counted))
 

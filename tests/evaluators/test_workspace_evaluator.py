@@ -122,6 +122,11 @@ def test_on_the_package(
     assert times[None, "ttft_p50_ms"]["goal"] == relative["ttft-p50"] and "goal" not in times[None, "tpot_p50_ms"]
     assert {adapter for adapter, _ in times} == {None, "mood", "story"}
     assert all(row["package"] is not None and row["pytorch"] is not None for row in times.values())
+    for (_, metric), row in times.items():
+        if metric.endswith("p90_ms") or row["package"] is None:
+            assert row["interval"] is None
+        elif row["interval"] is not None:  # needs five runs
+            assert row["interval"][0] <= row["package"] <= row["interval"][1]
     sizes = {row["part"]: row["package"] for row in record["sizes"]}
     assert values["size_on_disk-bytes"] == sizes["total"] == sizes["base"] + sizes["mood"] + sizes["story"]
     manifest = json.loads((folder / "package.json").read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from evaluators.intermediate_values import VARIABLE, read_from
 from tests.passes.conftest import REPOSITORY, adapter_step, data_config, mood_data, workflow, write_mood_csv
 
 PATIENCE_S = 120  # for one run; on two free cores it takes about ten seconds
@@ -296,8 +297,13 @@ def test_a_missed_goal_leaves_the_package(finished: Finished) -> None:
     assert "<= 1.50 MISSED" in stdout and "<= 1000.00 MB met" in stdout and "Written to" not in stdout
 
 
-def test_only_what_changed_is_trained_again(finished: Finished) -> None:
-    """Another option of "mood" and another row in the file of "tone": both are trained, "story" between them is not."""
+def test_only_what_changed_is_trained_again(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another option of "mood" and another row in the file of "tone": both are trained, "story" between them is not.
+
+    Who watches the run reads so, the validation of "mood", and its rows that the package gets right.
+    """
+    watched = finished.olive.folder / "values.jsonl"
+    monkeypatch.setenv(VARIABLE, str(watched))
     olive, before = finished.olive, finished.olive.adapters()
     content = olive.workflow()
     content["passes"]["mood"]["rank"] = 2
@@ -311,3 +317,15 @@ def test_only_what_changed_is_trained_again(finished: Finished) -> None:
     assert after["mood"][0] != before["mood"][0] and after["tone"][0] != before["tone"][0]
     manifest = json.loads((olive.out / "package.json").read_text(encoding="utf-8"))
     assert manifest["adapters"]["mood"]["rank"] == 2 and manifest["adapters"]["story"]["rank"] == 4
+    lines = [line for line in read_from(watched, 0)[0] if "progress" not in line]
+    assert [(line["stage"], line["adapter"]) for line in lines] == [
+        ("training", "mood"),
+        ("training", "story"),
+        ("evaluation", "mood"),
+    ]
+    validation, cached, rows = lines
+    assert validation["step"] == 1 and set(validation["values"]) == {"loss", "accuracy", "f1_macro"}
+    assert cached["cached"] is True
+    assert rows["model"] == "package" and sorted(row for row, _ in rows["rows"]) == list(range(rows["of"]))
+    share = sum(found for _, found in rows["rows"]) / rows["of"]
+    assert manifest["adapters"]["mood"]["metrics"]["accuracy"]["package"] == share

@@ -1,4 +1,4 @@
-"""What the tests of workers share: processes that fork workers, and a real PostgreSQL."""
+"""What the tests share: a package with adapters, a process that forks workers, and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluators.conftest import adapter_folders, package_folder
 from tests.search.fake_worker import Nursery
+
+__all__ = ["adapter_folders", "package_folder"]  # "mood" (classification) and "story" (generation) on the tiny Llama
 
 
 @pytest.fixture(scope="session")

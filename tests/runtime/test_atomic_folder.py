@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from passes.atomic_folder import OLD, recover_folder, replace_folder
+from runtime.atomic_folder import OLD, recover_folder, replace_folder
 
 
 def make(folder: Path, text: str) -> Path:
@@ -55,8 +55,8 @@ def test_a_kill_at_every_step_leaves_a_whole_folder(tmp_path: Path, monkeypatch:
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr("passes.atomic_folder.os.replace", killed(os.replace))
-        patch.setattr("passes.atomic_folder.shutil.rmtree", killed(shutil.rmtree))
+        patch.setattr("runtime.atomic_folder.os.replace", killed(os.replace))
+        patch.setattr("runtime.atomic_folder.shutil.rmtree", killed(shutil.rmtree))
         with pytest.raises(KeyboardInterrupt):
             replace_folder(new, target)
     assert calls == step + 1

@@ -1,0 +1,154 @@
+"""What pruning and the cache save: a search with both against random search with neither, on quickstart's `spam`.
+
+`python -m benchmark.search_pruning --work DIR --out X.json` runs both sides trial by trial in turn, in one process and
+for several seeds, and tells when the pruned search reaches the best validation accuracy of the whole random search, as
+a share of the random search's time. Trials train the adapter and score it on the held-out rows; nothing is exported,
+as nothing of the export is searched. A side's time is the sum of its trials' wall times. A killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.results import machine, versions, write_json
+from search.space import Space
+from search.space_file import read_space
+from search.study_record import read_study
+from search.worker import work
+
+WORKFLOW = Path("workflows/quickstart.json")
+EPOCHS, VALIDATIONS_PER_EPOCH, STEPS_PER_EPOCH = 3, 2, 30
+PARAMETERS = {
+    "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-5, "high": 3e-2, "log": True},
+    "passes.spam.training_args.weight_decay": {"type": "float", "low": 0.0, "high": 0.2},
+    "passes.spam.rank": {"type": "categorical", "choices": [2, 4, 8, 16, 32]},
+    "passes.spam.alpha": {"type": "float", "low": 4, "high": 64, "log": True},
+    "passes.spam.dropout": {"type": "float", "low": 0.0, "high": 0.5},
+}
+SIDES: dict[str, dict[str, Any]] = {
+    "random": {"sampler": {"type": "random"}},
+    "pruned": {
+        "sampler": {"type": "tpe", "n_startup_trials": 8, "multivariate": True},
+        "pruner": [{"type": "median", "n_startup_trials": 4}, {"type": "wilcoxon", "p_threshold": 0.1}],
+    },
+}
+
+
+def make_space(folder: Path, side: str, seed: int, trials: int) -> Space:
+    """Writes one side's workflow and space file into `folder` and reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    workflow["passes"] = {"spam": workflow["passes"]["spam"]}
+    workflow["passes"]["spam"]["training_args"] |= {
+        "num_train_epochs": EPOCHS, "weight_decay": 0.0, "eval_strategy": "steps", "eval_on_start": False,
+        "eval_steps": STEPS_PER_EPOCH // VALIDATIONS_PER_EPOCH,
+    }  # fmt: skip
+    workflow["data_configs"] = [d for d in workflow["data_configs"] if d["name"].startswith("spam")]
+    evaluator = workflow["evaluators"][workflow["evaluator"]]
+    evaluator["metrics"] = [m for m in evaluator["metrics"] if m["name"] == "spam"]
+    workflow["cache_dir"] = str(folder / "cache")
+    write_json(folder / "workflow.json", workflow)
+    space = {
+        "name": f"{side}_{seed}", "workflow": str(folder / "workflow.json"), "parameters": PARAMETERS,
+        "objectives": [{"metric": "spam-accuracy"}], "trials": trials, "seed": seed,
+        "output_dir": str(folder / "results"), **SIDES[side],
+    }  # fmt: skip
+    write_json(folder / "space.json", space)
+    return read_space(folder / "space.json")
+
+
+def run_seed(folder: Path, seed: int, trials: int) -> dict[str, Any]:
+    """Both sides of one seed, a trial each in turn; see `compared` for what it returns."""
+    spaces = {side: make_space(folder / f"{side}-{seed}", side, seed, trials) for side in SIDES}
+    complete = dict.fromkeys(SIDES, False)
+    while not all(complete.values()):
+        for side, space in spaces.items():
+            if not complete[side]:
+                complete[side] = work(space, most=1)
+            if side == "random":
+                shutil.rmtree(folder / f"{side}-{seed}" / "cache", ignore_errors=True)
+    return {"seed": seed, **compared({side: history(space) for side, space in spaces.items()})}
+
+
+def history(space: Space) -> list[dict[str, Any]]:
+    """Each trial's state, seconds and accuracy (None where it was pruned), in the order in which they ran."""
+    ended = sorted((t for t in read_study(space).trials if t.finished is not None), key=lambda t: str(t.started))
+    return [{"state": t.state, "seconds": t.seconds, "accuracy": t.value(space.objectives[0])} for t in ended]
+
+
+def compared(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The share of the random search's time after which the pruned one has its best accuracy; None if it never has."""
+    best = max(t["accuracy"] for t in trials["random"] if t["accuracy"] is not None)
+    total = sum(t["seconds"] for t in trials["random"])
+    spent, reached = 0.0, None
+    for number, trial in enumerate(trials["pruned"], 1):
+        spent += trial["seconds"]
+        if trial["accuracy"] is not None and trial["accuracy"] >= best:
+            reached = {"trials": number, "seconds": spent}
+            break
+    random_spent, random_reached = 0.0, 0.0
+    for trial in trials["random"]:
+        random_spent += trial["seconds"]
+        if trial["accuracy"] == best:
+            random_reached = random_spent
+            break
+    return {
+        "random_best": best, "random_seconds": total, "random_seconds_to_best": random_reached,
+        "pruned_best": max((t["accuracy"] for t in trials["pruned"] if t["accuracy"] is not None), default=None),
+        "pruned_seconds": sum(t["seconds"] for t in trials["pruned"]),
+        "pruned_stopped": sum(t["state"] == "pruned" for t in trials["pruned"]),
+        "reached": reached, "ratio": reached["seconds"] / total if reached else None, "trials": trials,
+    }  # fmt: skip
+
+
+def markdown(seeds: Sequence[dict[str, Any]]) -> str:
+    """The table for docs/search.md."""
+    lines = [
+        "| seed | random: best, total | pruned: stopped of all, best, total | has random's best after | of its time |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for s in seeds:
+        reached = f"{s['reached']['trials']} trials, {s['reached']['seconds']:.0f} s" if s["reached"] else "never"
+        count = len(s["trials"]["pruned"])
+        lines.append(
+            f"| {s['seed']} | {s['random_best']:.4f}, {s['random_seconds']:.0f} s | {s['pruned_stopped']} of {count}, "
+            f"{s['pruned_best']:.4f}, {s['pruned_seconds']:.0f} s | {reached} | "
+            f"{'-' if s['ratio'] is None else format(s['ratio'], '.2f')} |"
+        )
+    ratios = sorted(math.inf if s["ratio"] is None else s["ratio"] for s in seeds)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Median of the ratios {ratios[len(ratios) // 2]:.2f}, worst {ratios[-1]:.2f} (target: at most 0.33).",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.search_pruning", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for studies and caches")
+    parser.add_argument("--out", type=Path, required=True, help="results as JSON")
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args(arguments)
+    seeds = []
+    for seed in options.seeds:
+        seeds.append(run_seed(options.work, seed, options.trials))
+        write_json(options.out, {"machine": machine(), "versions": versions(), "seeds": seeds})
+        print(markdown(seeds), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
