@@ -22,7 +22,7 @@ import psutil
 
 from evaluators.intermediate_values import VARIABLE
 
-PRELOADED = (
+PRELOADED: tuple[str, ...] = (
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "onnxruntime_genai", "optuna",
     "olive.workflows", "olive.cli.launcher",
 )  # fmt: skip

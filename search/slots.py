@@ -9,7 +9,6 @@ trials in the same order as in a study that nobody disturbed.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -65,7 +65,7 @@ class Storage(_CachedStorage):
             trial = self._backend._get_prepared_new_trial(study_id, template, session)
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
             session.flush()
-            return trial.trial_id, trial.number
+            return int(trial.trial_id), int(trial.number)
 
     def end(
         self,

@@ -55,7 +55,8 @@ def open_storage(space: Space) -> Storage:
             if attempt == 7:
                 shown = url.render_as_string(hide_password=True)
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
-            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # workers that start at once make the tables at once
+            # workers that start at once make the tables at once
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("the loop returns or raises")
 
 

@@ -83,9 +83,7 @@ def _work(space: Space, study: optuna.Study, run: RunWorkflow, most: int | None,
             _stop_if_nothing_succeeds(space, record, ended)
 
 
-def _run_claimed(
-    space: Space, study: optuna.Study, trial: optuna.Trial, run: RunWorkflow, progress: Progress
-) -> None:
+def _run_claimed(space: Space, study: optuna.Study, trial: optuna.Trial, run: RunWorkflow, progress: Progress) -> None:
     """Until the trial has ended, or another worker has taken it over."""
     from optuna.exceptions import UpdateFinishedTrialError
 
