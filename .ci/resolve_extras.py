@@ -15,7 +15,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WINDOWS, LINUX = "x86_64-pc-windows-msvc", "x86_64-manylinux_2_28"
-PLATFORMS = {"cpu": (LINUX, WINDOWS), "cuda": (LINUX, WINDOWS), "directml": (WINDOWS,), "harness": (LINUX, WINDOWS)}
+BOTH = (LINUX, WINDOWS)
+PLATFORMS = {"cpu": BOTH, "cuda": BOTH, "directml": (WINDOWS,), "harness": BOTH, "search": BOTH}
 PYTHON = "3.11"
 SOURCE_ONLY = ("rouge-score", "sqlitedict", "word2number")  # pure Python, published without wheels
 

@@ -49,6 +49,6 @@ def _drop(study: StudyRecord, trial: TrialRecord, whole: bool) -> None:
 def _keep_json(package: Path) -> None:
     for path in package.iterdir():
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         elif path.suffix != ".json":
-            path.unlink()
+            path.unlink(missing_ok=True)  # other workers drop it too

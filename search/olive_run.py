@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,7 +22,7 @@ import psutil
 
 from evaluators.intermediate_values import VARIABLE
 
-PRELOADED = (
+PRELOADED: tuple[str, ...] = (
     "torch", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "onnxruntime_genai", "optuna",
     "olive.workflows", "olive.cli.launcher",
 )  # fmt: skip
@@ -40,16 +39,27 @@ class Exit:
     peak_rss_bytes: int
 
 
-def olive_run(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+def olive_run(
+    workflow: Path, log: Path, values: Path, stop: Callable[[], str | None], main: Callable[[str], object] | None = None
+) -> Exit:
     """`olive run --config WORKFLOW`; its output goes to `log`, its intermediate values to `values`.
 
-    `stop` is asked a few times a second; a text that it returns ends the run. The run also ends when this process dies.
+    `stop` is asked a few times a second; a text that it returns ends the run. The run and whatever it has started also
+    end when this process dies. `main` is what runs in the new process, given the workflow: Olive.
+
+    Raises:
+        OSError: no process could be started.
     """
     context = _context()
     lifeline, held = context.Pipe(duplex=False)
-    run = context.Process(target=_run, args=(str(workflow), str(log), str(values), lifeline, dict(os.environ)))
-    run.start()
-    lifeline.close()
+    surroundings = os.environ | {VARIABLE: str(values)}
+    run = context.Process(target=_run, args=(main or _olive, str(workflow), str(log), lifeline, dict(surroundings)))
+    try:
+        run.start()
+    except EOFError:
+        raise OSError("the server that starts runs has died") from None
+    finally:
+        lifeline.close()
     stopped, peak = None, 0
     try:
         while run.is_alive():
@@ -60,32 +70,49 @@ def olive_run(workflow: Path, log: Path, values: Path, stop: Callable[[], str | 
                 break
             stopped = None
     finally:  # also when `stop` raises, such as on Ctrl-C
-        if run.is_alive():
-            _end(run)
-        held.close()
+        try:
+            if run.is_alive():
+                _end(run)
+        finally:
+            _signal(run, signal.SIGKILL)  # what it has left behind, too
+            held.close()
     return Exit(run.exitcode if run.exitcode is not None else -1, stopped, peak)
 
 
 def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the server inherits: Ctrl-C is the worker's
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
     return context
 
 
-def _run(workflow: str, log: str, values: str, lifeline: Connection, environment: dict[str, str]) -> None:
+def _run(
+    main: Callable[[str], object], workflow: str, log: str, lifeline: Connection, environment: dict[str, str]
+) -> None:
     """In the new process."""
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C is the worker's; what this starts is stopped with it
+        os.setsid()  # what this starts is stopped with it
+    threading.Thread(target=_die_with_worker, args=(lifeline,), daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.clear()  # the server's is that of its start
-    os.environ.update(environment | {VARIABLE: values})
+    os.environ.update(environment)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_worker, args=(lifeline,), daemon=True).start()
+    main(workflow)
+
+
+def _olive(workflow: str) -> None:
     sys.argv = ["olive", "run", "--config", workflow]
     from olive.cli.launcher import main
 
@@ -101,17 +128,26 @@ def _die_with_worker(lifeline: Connection) -> None:
 
 
 def _end(run: Any) -> None:
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended, or has no group yet
-            os.killpg(run.pid, signal.SIGTERM)
-    else:
+    """Asks the run to end, and ends it when it has not cleaned up in time; at once on a further Ctrl-C."""
+    try:
+        _signal(run, signal.SIGTERM)
+        run.join(STOP_SECONDS)
+    finally:
+        if run.is_alive():
+            _signal(run, signal.SIGKILL)
+            run.join()
+
+
+def _signal(run: Any, number: signal.Signals) -> None:
+    """To the run and to what it has started."""
+    if not hasattr(os, "killpg"):
         run.terminate()
-    end = time.monotonic() + STOP_SECONDS
-    while run.is_alive() and time.monotonic() < end:
-        run.join(POLL_SECONDS)
-    if run.is_alive():
-        run.kill()
-        run.join()
+        return
+    try:
+        os.killpg(run.pid, number)
+    except (ProcessLookupError, PermissionError):  # it has just ended, or is so new that it has no group yet
+        if run.is_alive():
+            os.kill(run.pid, number)
 
 
 def _resident(pid: int | None) -> int:

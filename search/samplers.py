@@ -77,7 +77,10 @@ def make_sampler(space: Space, slot: int) -> optuna.samplers.BaseSampler:
     import numpy as np
 
     seed = int(np.random.SeedSequence([space.seed, slot]).generate_state(1)[0])
-    return _make({"type": "random"} if space.sampler["type"] == GRID else space.sampler, seed)
+    sampler = _make({"type": "random"} if space.sampler["type"] == GRID else space.sampler, seed)
+    if space.sampler["type"] == "cmaes":
+        sampler.slot = slot  # type: ignore[attr-defined]
+    return sampler
 
 
 def draw(trial: optuna.trial.BaseTrial, parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -148,7 +151,8 @@ def _make(options: Mapping[str, Any], seed: int) -> optuna.samplers.BaseSampler:
     given = {key: value for key, value in options.items() if key != "type"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler: optuna.samplers.BaseSampler = getattr(optuna.samplers, SAMPLERS[options["type"]])(
-            seed=seed, **{**defaults, **given}
-        )
+        kind: Any = getattr(optuna.samplers, SAMPLERS[options["type"]])
+        if options["type"] == "cmaes":
+            from search.cmaes_by_slot import CmaEsBySlot as kind
+        sampler: optuna.samplers.BaseSampler = kind(seed=seed, **{**defaults, **given})
     return sampler

@@ -1,120 +1,105 @@
 """Which trial a worker runs next, so that none is lost and none runs twice, whoever is killed and whenever.
 
-A study has `trials` slots. Each is an Optuna trial that waits; a worker takes one by a single atomic change of its
-state. When a worker is lost its trial fails, and the slot gets a further attempt. Every worker mends the study before
-it takes a trial, and all decide alike from what is stored: of two trials with the same slot and attempt (two workers
-mended at once) the one with the lower number counts, and the other is never run.
+A study has `trials` slots. A worker takes the first slot that is free: one that no trial was begun for, or whose last
+attempt was lost with its worker. It begins a running Optuna trial for it in a transaction of its own, and ends it in
+another: at any moment a slot is free, or has a living worker, or a dead one whom the next worker notices, or is done.
+A further attempt has the lost one's values and whatever the sampler had noted with them. So samplers see the same
+trials in the same order as in a study that nobody disturbed.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from search.distributions import distribution
 from search.new_values import new_values
-from search.samplers import GRID, draw, grid_trials, make_sampler
+from search.samplers import GRID, draw, grid, grid_trials, make_sampler
 from search.space import Space
-from search.study import HEARTBEAT_SECONDS
+from search.study import GRACE_SECONDS, HEARTBEAT_SECONDS
+from search.worker_identity import is_dead, this_worker
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-SLOT, ATTEMPT, WORKER, OUTCOME, VALUES, INTERRUPTED = "slot", "attempt", "worker", "outcome", "values", "interrupted"
+    from search.storage import Storage
+
+SLOT, ATTEMPT, WORKER, OUTCOME, INTERRUPTED, REASON = "slot", "attempt", "worker", "outcome", "interrupted", "reason"
+PARAMETERS = "parameters"  # JSON values, stored when all are drawn
 
 
-def mend(study: optuna.Study, space: Space) -> None:
-    """Ends what lost workers left running, and adds the slots and further attempts that are missing."""
-    import optuna
+def mend(study: optuna.Study) -> None:
+    """Ends what lost workers left running, so that others can take it."""
     from optuna.trial import TrialState
 
+    stale = set(storage_of(study)._get_stale_trial_ids(study._study_id))
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _worker_is_dead(trial.user_attrs.get(WORKER)):
-            end(study, trial)
-    optuna.storages.fail_stale_trials(study)
-    attempts = by_slot(study)
-    fixed = grid_trials(space) if space.sampler["type"] == GRID and len(attempts) < slots_of(space) else []
-    for slot in range(slots_of(space)):
-        tried = attempts.get(slot, [])
-        if not tried:
-            _add(study, slot, 0, fixed[slot] if fixed else None)
-        elif is_lost(tried[-1]) and sum(1 for t in tried if not t.user_attrs.get(INTERRUPTED)) <= space.retries:
-            complete = bool(tried[-1].user_attrs.get("parameters"))  # else the sampler had not finished
-            keep = complete or space.sampler["type"] == GRID
-            _add(study, slot, len(tried), _fixed(tried[-1]) if keep else None)
+        worker = trial.user_attrs.get(WORKER) or {}
+        name = f"its worker {worker.get('name')}:{worker.get('pid')}"
+        if is_dead(worker):
+            _lose(study, trial, f"{name} died")
+        elif trial._trial_id in stale:
+            _lose(study, trial, f"{name} gave no sign of life for {GRACE_SECONDS} s")
 
 
 def slots_of(space: Space) -> int:
     """How many trials the study has: a grid ends when it has no further combination."""
-    return min(space.trials, len(grid_trials(space))) if space.sampler["type"] == GRID else space.trials
+    return len(grid(space.parameters, space.trials)) if space.sampler["type"] == GRID else space.trials
 
 
-def claim(study: optuna.Study, space: Space) -> tuple[optuna.Trial, dict[str, Any]] | None:
-    """Takes the next waiting trial: (trial, JSON value of every active parameter); None when there is none."""
+def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
+    """Begins the next free slot's trial; None when there is none. `values_of` draws its values."""
     import optuna
+
+    slots, combinations = slots_of(space), grid_trials(space) if space.sampler["type"] == GRID else []
+
+    def choose(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+        tried = _by_slot(trials)
+        for slot in range(slots):
+            if slot not in tried:
+                return _first(space, slot, combinations)
+            if _may_go_on(tried[slot], space):
+                return _further(tried[slot])
+        return None
+
+    begun = storage_of(study).begin(study._study_id, choose)
+    if begun is None:
+        return None
+    study._thread_local.cached_all_trials = None  # which Optuna keeps while a trial is drawn
+    trial = study.get_trials(deepcopy=False)[begun[1]]
+    slot = trial.user_attrs[SLOT]
+    study.sampler = make_sampler(space, slot)
+    if not trial.params and (values := new_values(study, space, slot)) is not None:
+        study._storage.set_trial_system_attr(begun[0], "fixed_params", values)  # what Optuna takes in place of drawing
+    return optuna.Trial(study, begun[0])
+
+
+def values_of(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """The JSON value of every active parameter of a claimed trial; what it has no values for the sampler draws."""
+    values = draw(trial, space.parameters)
+    trial.set_user_attr(PARAMETERS, values)
+    return values
+
+
+def give_back(study: optuna.Study) -> bool:
+    """Ends what this worker has running, for another worker or a later run; whether there was anything."""
     from optuna.trial import TrialState
 
-    storage = study._storage
-    for tried in by_slot(study).values():
-        waiting = tried[-1]
-        if waiting.state != TrialState.WAITING or waiting.user_attrs[SLOT] >= slots_of(space):
-            continue
-        # both before the trial runs: whenever this worker dies, others can tell
-        storage.record_heartbeat(waiting._trial_id)  # type: ignore[attr-defined]
-        storage.set_trial_user_attr(waiting._trial_id, WORKER, _this_worker())
-        try:
-            if not storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                continue
-        except optuna.exceptions.UpdateFinishedTrialError:
-            continue
-        storage.set_trial_user_attr(
-            waiting._trial_id, WORKER, _this_worker()
-        )  # another worker may have written it last
-        study.sampler = make_sampler(space, waiting.user_attrs[SLOT])
-        study._thread_local.cached_all_trials = None
-        if "fixed_params" not in waiting.system_attrs:
-            values = new_values(study, space, waiting.user_attrs[SLOT])
-            if values is not None:
-                storage.set_trial_system_attr(waiting._trial_id, "fixed_params", values)
-        trial = optuna.Trial(study, waiting._trial_id)
-        values = draw(trial, space.parameters)
-        trial.set_user_attr("parameters", values)
-        return trial, values
-    return None
-
-
-def end(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Gives a running trial the state that its worker had decided on; without a decision it is lost."""
-    import optuna
-    from optuna.trial import TrialState
-
-    outcome = trial.user_attrs.get(OUTCOME)
-    try:
-        if outcome == "complete":
-            study.tell(trial.number, trial.user_attrs[VALUES], skip_if_finished=True)
-        else:
-            state = TrialState.PRUNED if outcome == "pruned" else TrialState.FAIL
-            study.tell(trial.number, state=state, skip_if_finished=True)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return  # another worker was faster with the same
+    ours = this_worker()
+    given = [
+        _lose(study, trial, "stopped, to be run again", {INTERRUPTED: True})
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if trial.user_attrs.get(WORKER) == ours
+    ]
+    return any(given)
 
 
 def by_slot(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
-    """{slot: its attempts in order}, without the doubles that workers made who mended at once."""
-    found: dict[tuple[int, int], FrozenTrial] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if SLOT in trial.user_attrs:
-            found.setdefault((trial.user_attrs[SLOT], trial.user_attrs[ATTEMPT]), trial)
-    slots: dict[int, list[FrozenTrial]] = {}
-    for (slot, _), trial in sorted(found.items(), key=lambda item: item[0]):
-        slots.setdefault(slot, []).append(trial)
-    return slots
+    """{slot: its attempts in order}."""
+    return _by_slot(study.get_trials(deepcopy=False))
 
 
 def is_lost(trial: FrozenTrial) -> bool:
@@ -125,9 +110,12 @@ def is_lost(trial: FrozenTrial) -> bool:
 
 
 def is_over(study: optuna.Study, space: Space) -> bool:
-    """Whether no slot waits or runs."""
+    """Whether no slot is free or running."""
     slots = by_slot(study)
-    return all(slot in slots and slots[slot][-1].state.is_finished() for slot in range(slots_of(space)))
+    return all(
+        slot in slots and slots[slot][-1].state.is_finished() and not _may_go_on(slots[slot], space)
+        for slot in range(slots_of(space))
+    )
 
 
 @contextmanager
@@ -136,17 +124,19 @@ def heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[threading.Ev
 
     Yields an event that is set when another worker has given the trial up: this one was cut off for too long.
     """
-    stop, given_up = threading.Event(), threading.Event()
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    stop, given_up, storage = threading.Event(), threading.Event(), storage_of(study)
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
             try:
-                study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-                if study._storage.get_trial(trial._trial_id).state.is_finished():
+                if not storage.beat(trial._trial_id):
                     given_up.set()
                     return
-            except Exception as error:  # the database may be back by the next beat; each has errors of its own
-                print(f"heartbeat of trial {trial.number}: {error}", flush=True)
+            except (SQLAlchemyError, StorageInternalError):
+                continue  # the worker's own calls wait for the database and tell of it; the next beat may get through
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -157,39 +147,56 @@ def heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[threading.Ev
         thread.join()
 
 
-def _add(study: optuna.Study, slot: int, attempt: int, fixed: dict[str, Any] | None) -> None:
+def storage_of(study: optuna.Study) -> Storage:
+    """The study's storage, which open_study has put there."""
+    from search.storage import Storage
+
+    assert isinstance(study._storage, Storage)
+    return study._storage
+
+
+def _by_slot(trials: Iterable[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
+    slots: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        if SLOT in trial.user_attrs:
+            slots.setdefault(trial.user_attrs[SLOT], []).append(trial)
+    return dict(sorted(slots.items()))
+
+
+def _may_go_on(tried: Sequence[FrozenTrial], space: Space) -> bool:
+    """Whether a slot's last attempt was lost and it may have another; what a person stopped counts as none."""
+    return is_lost(tried[-1]) and sum(1 for t in tried if not t.user_attrs.get(INTERRUPTED)) <= space.retries
+
+
+def _first(space: Space, slot: int, combinations: Sequence[dict[str, Any]]) -> FrozenTrial:
+    params = combinations[slot] if combinations else {}
+    return _running(slot, 0, params, {name: distribution(space.parameter(name)) for name in params}, {})
+
+
+def _further(tried: Sequence[FrozenTrial]) -> FrozenTrial:
+    """With the values of the lost attempt, unless it was lost before all of them were drawn."""
+    last = tried[-1]
+    if PARAMETERS not in last.user_attrs:
+        return _running(last.user_attrs[SLOT], len(tried), {}, {}, {})
+    return _running(last.user_attrs[SLOT], len(tried), last.params, last.distributions, last.system_attrs)
+
+
+def _running(
+    slot: int, attempt: int, params: dict[str, Any], distributions: dict[str, Any], noted: dict[str, Any]
+) -> FrozenTrial:
     import optuna
     from optuna.trial import TrialState
 
-    attributes = {SLOT: slot, ATTEMPT: attempt}
-    if fixed is not None:
-        study.enqueue_trial(fixed, user_attrs=attributes)
-    else:
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
+    return optuna.create_trial(
+        state=TrialState.RUNNING,
+        params=params,
+        distributions=distributions,
+        user_attrs={SLOT: slot, ATTEMPT: attempt, WORKER: this_worker()},
+        system_attrs=noted,
+    )
 
 
-def _fixed(trial: FrozenTrial) -> dict[str, Any]:
-    """The values that an attempt was to have."""
-    fixed: dict[str, Any] = trial.system_attrs.get("fixed_params") or dict(trial.params)
-    return fixed
+def _lose(study: optuna.Study, trial: FrozenTrial, reason: str, also: dict[str, Any] | None = None) -> bool:
+    from optuna.trial import TrialState
 
-
-def _this_worker() -> dict[str, Any]:
-    return {"host": _host(), "name": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _host() -> str:
-    """Of workers with the same one each can see whether the other's process lives."""
-    try:
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"  # containers number their processes from 1
-    except OSError:
-        return platform.node()
-
-
-def _worker_is_dead(worker: dict[str, Any] | None) -> bool:
-    if worker is None or worker["host"] != _host():
-        return False
-    try:
-        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) > 1
-    except psutil.NoSuchProcess:
-        return True
+    return bool(storage_of(study).end(trial._trial_id, TrialState.FAIL, user_attrs={REASON: reason, **(also or {})}))

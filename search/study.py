@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,47 +16,60 @@ from search.space import Space
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy.engine import URL
+
+    from search.storage import Storage
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # without a heartbeat after which a worker on another machine counts as lost
 _SPACE, _TARGETS = "space", "targets"  # user attributes of the study
 
 
-def open_storage(space: Space) -> optuna.storages.RDBStorage:
+def open_storage(space: Space) -> Storage:
     """The space's database; a SQLite file's folder is made. Raises OlivalError when it cannot be reached."""
     import optuna
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
+    from search.storage import Storage, cause
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url, arguments = make_url(space.storage), {}
-    if url.get_backend_name() == "sqlite":
-        if url.database:
-            _make_folder(space, Path(url.database).parent)
-        arguments = {"connect_args": {"timeout": 60}}  # seconds that a worker waits for another one's write
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, names of metrics
-    for attempt in range(5):
+    url = make_url(space.storage)
+    if url.get_backend_name() == "sqlite" and url.database:
         try:
-            return optuna.storages.RDBStorage(
-                space.storage,
-                engine_kwargs=arguments,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OlivalError(f"{space.file}: {error.filename}: {error.strerror}") from None
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, names of metrics
+    for attempt in range(8):
+        try:
+            return Storage(
+                optuna.storages.RDBStorage(
+                    space.storage,
+                    engine_kwargs=_engine_arguments(url),
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                )
             )
-        except SQLAlchemyError as error:
-            if attempt == 4:
-                cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if attempt == 7:
                 shown = url.render_as_string(hide_password=True)
-                raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause}") from None
-            time.sleep(0.2 * 2**attempt)  # several workers that start at once make the tables at once
+                raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
+            # workers that start at once make the tables at once
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("the loop returns or raises")
 
 
-def _make_folder(space: Space, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OlivalError(f"{space.file}: storage: {folder} cannot be made: {error.strerror}") from None
+def _engine_arguments(url: URL) -> dict[str, Any]:
+    """SQLAlchemy's, so that a worker notices when it is cut off from the database."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": 10}}  # seconds for another worker's write; Ctrl-C is not heard meanwhile
+    if url.get_backend_name() != "postgresql":
+        return {"pool_pre_ping": True}
+    # libpq's: seconds; the last one, for what was sent and not confirmed, milliseconds
+    network = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3,
+               "tcp_user_timeout": 50_000}  # fmt: skip
+    return {"pool_pre_ping": True, "connect_args": {k: v for k, v in network.items() if k not in url.query}}
 
 
 def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> optuna.Study:
@@ -118,7 +132,7 @@ def _described(space: Space) -> dict[str, Any]:
     return described
 
 
-def _make_or_load(space: Space, storage: optuna.storages.RDBStorage, not_measured: Mapping[str, str]) -> optuna.Study:
+def _make_or_load(space: Space, storage: Storage, not_measured: Mapping[str, str]) -> optuna.Study:
     """Every worker may call it at once; what a worker that was killed left out, the next one writes."""
     import optuna
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from search.records import StudyRecord, TrialRecord
-from search.slots import ATTEMPT, SLOT, WORKER, by_slot, is_lost, slots_of
+from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost, slots_of
 from search.space import Space
 from search.study import open_study, study_targets
-from search.trial import FOLDER, INTERVALS, METRICS, NOTES, REASON
+from search.trial import FOLDER, INTERVALS, METRICS, NOTES
 from search.trial_files import trial_folder
 from search.watch import CURVES
 
@@ -40,8 +40,9 @@ def keep_measured_again(space: Space, measured: dict[str, Any]) -> None:
 def read_record(space: Space, study: optuna.Study) -> StudyRecord:
     """The study as it stands."""
     measured, not_measured = study_targets(study)
-    slots = by_slot(study)
-    trials = [_record(space, trial, measured) for slot in slots if slot < slots_of(space) for trial in slots[slot]]
+    wanted = slots_of(space)
+    tried = [trials for slot, trials in by_slot(study).items() if slot < wanted]
+    trials = [_record(space, trial, measured) for attempts in tried for trial in attempts]
     return StudyRecord(space, tuple(trials), tuple(measured), not_measured)
 
 
@@ -65,7 +66,7 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         slot=kept[SLOT],
         attempt=kept[ATTEMPT],
         state=_state(trial),
-        parameters=kept.get("parameters") or {},
+        parameters=kept.get(PARAMETERS) or {},
         metrics=metrics,
         intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
         violated=violated,

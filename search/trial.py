@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.failure import failure_reason
+from search.failure import failure_reason, file_reason, no_evaluation_reason
 from search.metric_names import measured
 from search.olive_run import Exit
-from search.slots import ATTEMPT, OUTCOME, SLOT, VALUES, by_slot
+from search.slots import ATTEMPT, OUTCOME, PARAMETERS, REASON, SLOT, by_slot, storage_of
 from search.space import Space
 from search.study import study_targets
 from search.trial_files import LOG, PACKAGE, drop_run_cache, trial_folder, write_workflows
@@ -22,7 +22,7 @@ from search.watch import GIVEN_UP, Watch
 if TYPE_CHECKING:
     import optuna
 
-METRICS, INTERVALS, REASON, FOLDER, NOTES = "metrics", "intervals", "reason", "folder", "notes"
+METRICS, INTERVALS, FOLDER, NOTES = "metrics", "intervals", "folder", "notes"
 RunWorkflow = Callable[[Path, Path, Path, Callable[[], str | None]], Exit]  # workflow, log, intermediate values, stop
 
 
@@ -53,7 +53,7 @@ def run_trial(
         else:
             outcome, reason = _run_targets(space, study, files, run, watch, metrics, intervals)
     except OSError as error:  # of this process: the trial's folder cannot be written
-        reason = f"{error.strerror or error}: {error.filename or folder}"
+        reason = file_reason(error, folder)
     if outcome == "given up":
         return
     watch.write()
@@ -88,8 +88,12 @@ def _run_targets(
             return "failed", of + failure_reason(ended.code, ended.peak_rss_bytes, place / LOG)
         evaluation = place / PACKAGE / "evaluation.json"
         if not evaluation.exists():
-            return "failed", f"{of}the run wrote no evaluation.json; its workflow needs an evaluator"
-        values, known = measured(json.loads(evaluation.read_text(encoding="utf-8")))
+            return "failed", of + no_evaluation_reason(place / LOG)
+        try:
+            content = json.loads(evaluation.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return "failed", f"{of}{evaluation} is no JSON: {error}"
+        values, known = measured(content)
         if target in targets:
             metrics[target], intervals[target] = values, known
         drop_run_cache(files[target])
@@ -120,28 +124,31 @@ def _end(
     metrics: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
 ) -> None:
-    """Stores first what was measured, then what was decided, then the state: a kill in between changes nothing."""
+    """Stores what was measured, what was decided and the state at once."""
+    from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
     from optuna.trial import TrialState
 
-    finite = {t: {m: v for m, v in found.items() if math.isfinite(v)} for t, found in metrics.items()}
-    trial.set_user_attr(METRICS, finite)
-    trial.set_user_attr(
-        INTERVALS, {t: {m: list(bounds) for m, bounds in found.items()} for t, found in intervals.items()}
-    )
+    kept: dict[str, Any] = {
+        OUTCOME: outcome,
+        METRICS: {t: {m: v for m, v in found.items() if math.isfinite(v)} for t, found in metrics.items()},
+        INTERVALS: {t: {m: list(bounds) for m, bounds in found.items()} for t, found in intervals.items()},
+    }
     if reason is not None:
-        trial.set_user_attr(REASON, reason)
-    measured_targets = study_targets(study)[0]
-    values = None
+        kept[REASON] = reason
+    targets = study_targets(study)[0]
+    constraints, values = {}, None
     if outcome == "complete":
         for constraint in space.constraints:
-            if constraint.target in measured_targets:
+            if constraint.target in targets:
                 excess = constraint.excess(metrics[constraint.target][constraint.metric])
-                trial.set_constraint(f"{constraint.target}: {constraint}", excess)
-        values = [metrics[o.target][o.metric] for o in space.objectives if o.target in measured_targets]
-        trial.set_user_attr(VALUES, values)
-    trial.set_user_attr(OUTCOME, outcome)
+                constraints[f"{_CONSTRAINTS_KEY}:{constraint.target}: {constraint}"] = excess
+        values = [float(metrics[o.target][o.metric]) for o in space.objectives if o.target in targets]
+    elif outcome == "pruned" and len(study.directions) == 1:
+        reported = storage_of(study).get_trial(trial._trial_id).intermediate_values
+        # as Optuna's own tell: samplers learn from what a pruned trial had reached
+        values = [reported[max(reported)]] if reported and math.isfinite(reported[max(reported)]) else None
     state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[outcome]
-    study.tell(trial, values, state=state, skip_if_finished=True)
+    storage_of(study).end(trial._trial_id, state, values, kept, constraints)
 
 
 def _same_values(study: optuna.Study, values: Mapping[str, Any]) -> Any:
@@ -152,7 +159,7 @@ def _same_values(study: optuna.Study, values: Mapping[str, Any]) -> Any:
         last = tried[-1]
         if (
             last.state == TrialState.COMPLETE
-            and last.user_attrs.get("parameters") == values
+            and last.user_attrs.get(PARAMETERS) == values
             and NOTES not in last.user_attrs
         ):
             return last

@@ -43,4 +43,4 @@ def test_errors_go_to_stderr_with_exit_code_1(tmp_path: Path, capsys: pytest.Cap
 def test_a_storage_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_space(tmp_path, storage=f"sqlite:///{tmp_path}/fake.json/study.db")
     assert main(["status", str(file)]) == 1
-    assert "fake.json cannot be made: File exists" in capsys.readouterr().err
+    assert "fake.json: File exists" in capsys.readouterr().err
