@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from search.infeasible import constraint_text
 from search.records import StudyRecord, TrialRecord
 from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost, slots_of
 from search.space import Space
@@ -58,7 +59,7 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
     for target in measured:
         found = metrics.get(target, {})
         broken = [c for c in space.constraints_of(target) if c.metric in found and c.excess(found[c.metric]) > 0]
-        violated[target] = tuple(str(c) for c in broken)
+        violated[target] = tuple(constraint_text(c) for c in broken)
     worker = kept.get(WORKER)
     notes = kept.get(NOTES) or []
     curves: dict[str, dict[str, float | None]] = kept.get(CURVES) or {}
