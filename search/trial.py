@@ -107,12 +107,8 @@ def _unmeasured(space: Space, study: optuna.Study, metrics: Mapping[str, Mapping
     wanted = [(t, m) for t, m in objectives + constraints if t in study_targets(study)[0]]
     missing = [f"{m} of {t}" for t, m in wanted if m not in metrics.get(t, {})]
     broken = [f"{m} of {t}" for t, m in wanted if m in metrics.get(t, {}) and not math.isfinite(metrics[t][m])]
-    if missing or broken:
-        parts = [f"not measured: {', '.join(missing)}"] * bool(missing) + [f"no number: {', '.join(broken)}"] * bool(
-            broken
-        )
-        return "; ".join(parts)
-    return None
+    parts = [("not measured", missing), ("no number", broken)]
+    return "; ".join(f"{words}: {', '.join(found)}" for words, found in parts if found) or None
 
 
 def _end(
