@@ -76,7 +76,7 @@ def _run_targets(
     targets = study_targets(study)[0]
     for target in sorted(files, key=lambda t: t not in targets):
         place = files[target].parent
-        watch.follow(place / VALUES_FILE)
+        watch.follow(place / VALUES_FILE, target)
         ended = run(files[target], place / LOG, place / VALUES_FILE, watch.poll)
         of = f"{target}: " if space.several_targets else ""
         if ended.stopped == GIVEN_UP:

@@ -35,13 +35,17 @@ class Watch:
         self._space, self._study, self._trial, self._given_up, self._show = space, study, trial, given_up, show
         self._memory: dict[str, Any] = {}
         self._past: dict[str, list[Curve]] = {}
-        self._file, self._offset = Path(), 0
+        self._file, self._offset, self._rows_count = Path(), 0, True
         self._written = 0.0
         self._pruners = [(p, *_judged(space, p)) for p in space.pruners if p["type"] != "none"]
 
-    def follow(self, values: Path) -> None:
-        """Takes up the file that the next run writes its intermediate values to."""
+    def follow(self, values: Path, target: str) -> None:
+        """Takes up the file that the run of a target writes its intermediate values to.
+
+        Rows of evaluations count on the first objective's target only: another target's package scores its own.
+        """
         self._file, self._offset = values, 0
+        self._rows_count = target == self._space.objectives[0].target
 
     def poll(self) -> str | None:
         """Reads what has come; the reason to stop the trial, or None."""
@@ -82,7 +86,7 @@ class Watch:
                 self.curves.setdefault(f"{adapter} training {metric}", {})[int(line["step"])] = score
             self._report(adapter, line)
             return {f"{adapter} training {metric}" for metric in line["values"]}
-        if stage == "evaluation" and "rows" in line:
+        if stage == "evaluation" and "rows" in line and self._rows_count:
             name = f"{adapter} evaluation {line['metric']}"
             curve = self.curves.setdefault(name, {})
             curve |= {int(row): float(value) for row, value in line["rows"]}
