@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -52,18 +53,18 @@ def open_storage(space: Space) -> Storage:
                 )
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == 7:
+            if attempt == 7 or not re.search("exist|lock|unique|duplicate", cause(error)):
                 shown = url.render_as_string(hide_password=True)
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
-            # workers that start at once make the tables at once
-            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # workers that start at once all make the tables
     raise AssertionError("the loop returns or raises")
 
 
 def _engine_arguments(url: URL) -> dict[str, Any]:
     """SQLAlchemy's, so that a worker notices when it is cut off from the database."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": 10}}  # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        return {"connect_args": {} if "timeout" in url.query else {"timeout": 10}}
     if url.get_backend_name() != "postgresql":
         return {"pool_pre_ping": True}
     # libpq's: seconds; the last one, for what was sent and not confirmed, milliseconds
