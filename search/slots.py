@@ -68,15 +68,14 @@ def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
     if begun is None:
         return None
     study._thread_local.cached_all_trials = None  # which Optuna keeps while a trial is drawn
-    slot = study.get_trials(deepcopy=False)[begun[1]].user_attrs[SLOT]
-    study.sampler = make_sampler(space, slot)
-    return optuna.Trial(study, begun[0])
+    study.sampler = make_sampler(space, storage_of(study).get_trial(begun).user_attrs[SLOT])
+    return optuna.Trial(study, begun)
 
 
 def values_of(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """The JSON value of every active parameter of a claimed trial; what it has no values for the sampler draws."""
     values = draw(trial, space.parameters)
-    trial.set_user_attr(PARAMETERS, values)
+    storage_of(trial.study).keep_drawn(trial._trial_id, {PARAMETERS: values})
     return values
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from runtime.errors import ConfigError, OlivalError
 from search.space import Space
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # without a heartbeat after which a worker on another machine counts as lost
+_RACE = re.compile("exist|lock|unique|duplicate", re.I)  # what several workers that make the tables at once are told
+_known_targets: WeakKeyDictionary[optuna.Study, dict[str, Any]] = WeakKeyDictionary()  # they never change
 _SPACE, _TARGETS = "space", "targets"  # user attributes of the study
 
 
@@ -53,7 +56,7 @@ def open_storage(space: Space) -> Storage:
                 )
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == 7 or not re.search("exist|lock|unique|duplicate", cause(error)):
+            if attempt == 7 or not _RACE.search(cause(error)):
                 shown = url.render_as_string(hide_password=True)
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
             time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # workers that start at once all make the tables
@@ -111,8 +114,9 @@ def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> o
 
 def study_targets(study: optuna.Study) -> tuple[list[str], dict[str, str]]:
     """(targets that are measured, {target that is not: why})."""
-    targets = _attribute(study, _TARGETS)
-    return targets["measured"], targets["not_measured"]
+    if study not in _known_targets:
+        _known_targets[study] = _attribute(study, _TARGETS)
+    return _known_targets[study]["measured"], _known_targets[study]["not_measured"]
 
 
 def _described(space: Space) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _work(space: Path, run: str, command_line: bool) -> int:
 
     chosen = getattr(fake_runs, run, None) or getattr(failing_runs, run)
     if command_line:
-        worker.work.__defaults__ = (chosen,)
+        worker.work.__defaults__ = (chosen, None)
         return main(["run", str(space)])
     return 0 if worker.work(read_space(space), chosen) else 2
 

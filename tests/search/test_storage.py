@@ -124,7 +124,7 @@ def test_a_killed_worker_whom_nobody_has_buried_is_dead() -> None:
 def test_a_locked_database_is_waited_for(tmp_path: Path, nursery: Nursery) -> None:
     database = tmp_path / "study.db"
     space = write_space(tmp_path, trials=6, storage=f"sqlite:///{database}?timeout=0.2")
-    worker = nursery.start(space)
+    worker = nursery.start(space, "slow")
     wait_for(lambda: len(complete(space)) >= 1)
     with sqlite3.connect(database, isolation_level=None, timeout=60) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -137,7 +137,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, nursery: Nursery) -> No
 
 def test_a_full_database_is_waited_for(tmp_path: Path, nursery: Nursery) -> None:
     space = write_space(tmp_path, trials=6)
-    worker = nursery.start(space)
+    worker = nursery.start(space, "slow")
     wait_for(lambda: len(complete(space)) >= 1)
     (tmp_path / "full").touch()
     wait_for(lambda: "the database does not answer (database or disk is full)" in output(space, worker))
@@ -148,9 +148,9 @@ def test_a_full_database_is_waited_for(tmp_path: Path, nursery: Nursery) -> None
 
 def test_cut_connections_are_made_again(tmp_path: Path, nursery: Nursery, postgres: str) -> None:
     space = write_space(tmp_path, trials=12, storage=postgres, name=f"study-{uuid.uuid4().hex[:8]}")
-    workers = [nursery.start(space) for _ in range(2)]
+    workers = [nursery.start(space, "slow") for _ in range(2)]
     engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
-    for least in (2, 5, 8):
+    for least in (2, 4, 6):
         wait_for(lambda least=least: len(complete(space)) >= least)  # type: ignore[misc]
         with engine.connect() as connection:
             connection.execute(
