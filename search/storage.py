@@ -159,10 +159,12 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 def _passes(error: Exception) -> bool:
     """Whether an error may go away by itself or by making room: no connection, a lock, a full disk."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, TimeoutError
 
     source = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if isinstance(source, TimeoutError) or (isinstance(source, DBAPIError) and source.connection_invalidated):
+    if isinstance(source, DBAPIError) and source.connection_invalidated:
+        return True
+    if isinstance(source, TimeoutError | PendingRollbackError):  # the latter: cut off within a transaction
         return True
     return isinstance(source, OperationalError | InterfaceError) and "no such table" not in str(source)
 

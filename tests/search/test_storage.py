@@ -160,7 +160,7 @@ def test_cut_connections_are_made_again(tmp_path: Path, nursery: Nursery, postgr
                 )
             )
     engine.dispose()
-    assert [nursery.wait(worker) for worker in workers] == [0, 0], output(space, workers[0])
+    assert [nursery.wait(worker) for worker in workers] == [0, 0], [output(space, w) for w in workers]
     assert sorted(ended(space)) == list(range(12))
 
 
