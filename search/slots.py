@@ -69,18 +69,17 @@ def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
     if begun is None:
         return None
     study._thread_local.cached_all_trials = None  # which Optuna keeps while a trial is drawn
-    trial = study.get_trials(deepcopy=False)[begun[1]]
-    slot = trial.user_attrs[SLOT]
-    study.sampler = make_sampler(space, slot)
-    if not trial.params and (values := new_values(study, space, slot)) is not None:
-        study._storage.set_trial_system_attr(begun[0], "fixed_params", values)  # what Optuna takes in place of drawing
-    return optuna.Trial(study, begun[0])
+    frozen = storage_of(study).get_trial(begun)
+    study.sampler = make_sampler(space, frozen.user_attrs[SLOT])
+    if not frozen.params and (values := new_values(study, space, frozen.user_attrs[SLOT])) is not None:
+        storage_of(study).set_trial_system_attr(begun, "fixed_params", values)  # what Optuna takes in place of drawing
+    return optuna.Trial(study, begun)
 
 
 def values_of(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """The JSON value of every active parameter of a claimed trial; what it has no values for the sampler draws."""
     values = draw(trial, space.parameters)
-    trial.set_user_attr(PARAMETERS, values)
+    storage_of(trial.study).keep_drawn(trial._trial_id, {PARAMETERS: values})
     return values
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from runtime.errors import ConfigError, OlivalError
 from search.space import Space
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # without a heartbeat after which a worker on another machine counts as lost
+_RACE = re.compile("exist|lock|unique|duplicate", re.I)  # what several workers that make the tables at once are told
+_known_targets: WeakKeyDictionary[optuna.Study, dict[str, Any]] = WeakKeyDictionary()  # they never change
 _SPACE, _TARGETS = "space", "targets"  # user attributes of the study
 
 
@@ -52,18 +56,18 @@ def open_storage(space: Space) -> Storage:
                 )
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == 7:
+            if attempt == 7 or not _RACE.search(cause(error)):
                 shown = url.render_as_string(hide_password=True)
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
-            # workers that start at once make the tables at once
-            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # workers that start at once all make the tables
     raise AssertionError("the loop returns or raises")
 
 
 def _engine_arguments(url: URL) -> dict[str, Any]:
     """SQLAlchemy's, so that a worker notices when it is cut off from the database."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": 10}}  # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        return {"connect_args": {} if "timeout" in url.query else {"timeout": 10}}
     if url.get_backend_name() != "postgresql":
         return {"pool_pre_ping": True}
     # libpq's: seconds; the last one, for what was sent and not confirmed, milliseconds
@@ -110,8 +114,9 @@ def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> o
 
 def study_targets(study: optuna.Study) -> tuple[list[str], dict[str, str]]:
     """(targets that are measured, {target that is not: why})."""
-    targets = _attribute(study, _TARGETS)
-    return targets["measured"], targets["not_measured"]
+    if study not in _known_targets:
+        _known_targets[study] = _attribute(study, _TARGETS)
+    return _known_targets[study]["measured"], _known_targets[study]["not_measured"]
 
 
 def _described(space: Space) -> dict[str, Any]:

@@ -47,11 +47,6 @@ def read_record(space: Space, study: optuna.Study) -> StudyRecord:
     return StudyRecord(space, tuple(trials), tuple(measured), not_measured)
 
 
-def read_trial(space: Space, study: optuna.Study, number: int) -> TrialRecord:
-    """One trial by Optuna's number."""
-    return _record(space, study.get_trials(deepcopy=False)[number], study_targets(study)[0])
-
-
 def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecord:
     kept = trial.user_attrs
     metrics: dict[str, dict[str, float]] = kept.get(METRICS) or {}

