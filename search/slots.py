@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.distributions import distribution
 from search.new_values import new_values
-from search.samplers import GRID, draw, grid, grid_trials, make_sampler
+from search.samplers import GRID, draw, grid_trials, make_sampler, slots_of
 from search.space import Space
 from search.study import GRACE_SECONDS, HEARTBEAT_SECONDS
 from search.worker_identity import is_dead, this_worker
@@ -43,11 +43,6 @@ def mend(study: optuna.Study) -> None:
             _lose(study, trial, f"{name} died")
         elif trial._trial_id in stale:
             _lose(study, trial, f"{name} gave no sign of life for {GRACE_SECONDS} s")
-
-
-def slots_of(space: Space) -> int:
-    """How many trials the study has: a grid ends when it has no further combination."""
-    return len(grid(space.parameters, space.trials)) if space.sampler["type"] == GRID else space.trials
 
 
 def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:

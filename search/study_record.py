@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from search.infeasible import constraint_text
 from search.records import StudyRecord, TrialRecord
-from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost, slots_of
+from search.samplers import slots_of
+from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost
 from search.space import Space
 from search.study import open_study, study_targets
 from search.trial import FOLDER, INTERVALS, METRICS, NOTES
