@@ -35,9 +35,9 @@ PARAMETERS = {
 SIDES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"type": "random"}},
     "pruned": {
-        "sampler": {"type": "tpe", "n_startup_trials": 6, "multivariate": True},
+        "sampler": {"type": "tpe", "n_startup_trials": 10, "multivariate": True},
         "pruner": [
-            {"type": "percentile", "percentile": 33.0, "n_startup_trials": 3, "n_warmup_steps": 1},
+            {"type": "median", "metric": "loss", "n_startup_trials": 4},
             {"type": "wilcoxon", "p_threshold": 0.1},
         ],
     },
