@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from search.infeasible import constraint_text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+_MEANS = 50  # points of an evaluation's curve
 _MEASURED_AGAIN = "measured_again"  # user attribute of the study
 
 
@@ -68,13 +70,27 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
         violated=violated,
         reason=kept.get(REASON) or ("; ".join(notes) or None),
-        curves={n: {int(s): v for s, v in curve.items() if v is not None} for n, curve in curves.items()},
+        curves={name: _curve(name, kept) for name, kept in curves.items()},
         folder=_folder(space, kept),
-        started=trial.datetime_start,
-        finished=trial.datetime_complete,
+        started=_aware(trial.datetime_start),
+        finished=_aware(trial.datetime_complete),
         worker=f"{worker['name']}:{worker['pid']}" if worker else None,
         number=trial.number,
     )
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """Optuna stores the worker's local time without its zone."""
+    return moment.astimezone() if moment is not None else None
+
+
+def _curve(name: str, kept: dict[str, float | None]) -> dict[int, float]:
+    """Validations as they came; of an evaluation the mean of the rows until then, after each further share of them."""
+    if " evaluation " not in name:
+        return {int(step): value for step, value in kept.items() if value is not None}
+    rows = [value for value in kept.values() if value is not None]
+    ends = sorted({round(len(rows) * part / _MEANS) for part in range(1, _MEANS + 1)} - {0})
+    return {end: sum(rows[:end]) / end for end in ends}
 
 
 def _state(trial: FrozenTrial) -> str:

@@ -19,7 +19,7 @@ from search.providers import absent_targets
 from search.records import StudyRecord, TrialRecord
 from search.slots import ATTEMPT, SLOT, claim, give_back, heartbeat, is_over, mend, storage_of, values_of
 from search.space import Space
-from search.study import GRACE_SECONDS, open_study
+from search.study import GRACE_SECONDS, open_study, study_targets
 from search.study_record import read_record
 from search.trial import RunWorkflow, run_trial
 
@@ -44,6 +44,8 @@ def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) ->
     storage = storage_of(study)
     with Progress(space, study=read_record(space, study)) as progress, _term_as_ctrl_c():
         storage.wait_and_tell(progress.note)
+        for target, why in study_targets(study)[1].items():
+            progress.note(f"{target} is built and checked, not measured: {why}")
         try:
             return _work(space, study, run, most, progress)
         except KeyboardInterrupt:

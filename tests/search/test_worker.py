@@ -151,7 +151,10 @@ def test_packages_that_are_beaten_lose_their_model_files(tmp_path: Path) -> None
 def test_a_changed_space_is_another_study(tmp_path: Path) -> None:
     work(make_space(tmp_path, trials=2), fake_run)
     assert work(make_space(tmp_path, trials=3), fake_run)  # more trials are the same study
-    with pytest.raises(ConfigError, match=r"parameters: the study 'fake' was begun with .* needs another name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"parameters.precision.name: the study 'fake' was begun with .* and this is null; .* needs another",
+    ):
         work(make_space(tmp_path, parameters=RANK), fake_run)
     space = make_space(tmp_path)
     (tmp_path / "fake.json").write_text(json.dumps(workflow(workflow_id="changed")), encoding="utf-8")
