@@ -29,7 +29,7 @@ class Key(NamedTuple):
     figure: str
 
 
-LOAD_NOISE = 1.25  # times the time to load, which is measured once, may be off by chance either way
+LOAD_NOISE = 1.2  # times the time to load, which is measured once, may be off by chance either way
 
 
 class Value(NamedTuple):

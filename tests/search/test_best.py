@@ -77,7 +77,7 @@ def test_the_recommended_package_is_shown_and_copied(
     found = json.loads((folder / "recommendation.json").read_text(encoding="utf-8"))
     assert (found["study"], found["target"], found["trial"], found["pareto_front"]) == ("study", "target", 1, [0, 1, 2])
     assert found["parameters"] == {"passes.a.rank": 2, "precision": "int4"} and found["metrics"] == row(0.995, 1.0)
-    assert found["lost"] == {"0": "slower: 3 ms", "2": "quality 10 % lower", "3": "breaks size_on_disk <= 4 MB"}
+    assert found["lost"] == {"0": "slower: 3 ms", "2": "quality 10 % lower", "3": "breaks size_on_disk <= 4e+06"}
     assert found["measured_again"] is None
     shown = capsys.readouterr().out
     assert "target: 5 of 30 trials: 4 complete, 1 failed; 3 with size_on_disk <= 4 MB" in shown
