@@ -25,6 +25,7 @@ from search.worker import work
 
 WORKFLOW = Path("workflows/quickstart.json")
 EPOCHS, VALIDATION_STEPS = 2, 10  # of 60 steps
+MOST = 4  # times the random search's trials that the pruned search may have, if they fit into its time
 PARAMETERS = {
     "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-5, "high": 3e-2, "log": True},
     "passes.spam.training_args.weight_decay": {"type": "float", "low": 0.0, "high": 0.2},
@@ -71,17 +72,24 @@ def run_seed(folder: Path, seed: int, trials: int) -> dict[str, Any]:
     """Both sides of one seed; see `compared` for what it returns.
 
     After each random trial the pruned search runs on while it is behind: what it does once it is level tells nothing.
+    Then it has as many trials as fit into the random search's time.
     """
-    random, pruned = (make_space(folder / f"{side}-{seed}", side, seed, trials) for side in SIDES)
+    random = make_space(folder / f"random-{seed}", "random", seed, trials)
+    pruned = make_space(folder / f"pruned-{seed}", "pruned", seed, MOST * trials)
     complete = False
     while not complete:
         complete = work(random, most=1)
         shutil.rmtree(folder / f"random-{seed}" / "cache", ignore_errors=True)
         if _best(history(pruned)) < _best(history(random)):
             work(pruned, most=1)
-    while _best(history(pruned)) < _best(history(random)) and not work(pruned, most=1):
-        pass
+    while _best(history(pruned)) < _best(history(random)) and _seconds(history(pruned)) < _seconds(history(random)):
+        if work(pruned, most=1):
+            break
     return {"seed": seed, **compared({"random": history(random), "pruned": history(pruned)})}
+
+
+def _seconds(trials: Sequence[dict[str, Any]]) -> float:
+    return float(sum(t["seconds"] for t in trials))
 
 
 def _best(trials: Sequence[dict[str, Any]]) -> float:
@@ -101,7 +109,7 @@ def history(space: Space) -> list[dict[str, Any]]:
 
 def compared(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The share of the random search's time after which the pruned one has its best accuracy; None if it never has."""
-    best, total = _best(trials["random"]), sum(t["seconds"] for t in trials["random"])
+    best, total = _best(trials["random"]), _seconds(trials["random"])
     reached, random_reached = _reached(trials["pruned"], best), _reached(trials["random"], best)
     return {
         "random_best": best, "random_seconds": total, "random_reached": random_reached,
@@ -128,7 +136,7 @@ def markdown(seeds: Sequence[dict[str, Any]]) -> str:
     ]  # fmt: skip
     for s in seeds:
         had, reached = s["random_reached"], s["reached"]
-        after = f"{reached['trials']} trials, {reached['seconds']:.0f} s" if reached else "never"
+        after = f"{reached['trials']} trials, {reached['seconds']:.0f} s" if reached else "not in that time"
         lines.append(
             f"| {s['seed']} | {s['random_best']:.4f} | {len(s['trials']['random'])}, {s['random_seconds']:.0f} s | "
             f"{had['trials']}, {had['seconds']:.0f} s | {after} | {s['pruned_stopped']} | "
