@@ -102,7 +102,7 @@ def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> o
         if _changes(study, space) and not any(trial.state.name in _OF_VALUE for trial in study.get_trials()):
             optuna.delete_study(study_name=space.name, storage=storage)  # nothing was measured yet
             study = _make_or_load(space, storage, not_measured)
-        write_text(space.output / OWNER, space.name + "\n")
+        _own_folder(space)
     problems = _changes(study, space)
     if not_measured is not None:
         lacking = [t for t in _attribute(study, _TARGETS)["measured"] if t in not_measured]
@@ -137,6 +137,14 @@ def _check_folder(space: Space) -> None:
             [f"{space.file}: output_dir: {space.output} belongs to the study '{name}', and this is '{space.name}'; "
              f"take another folder"]
         )  # fmt: skip
+
+
+def _own_folder(space: Space) -> None:
+    try:
+        space.output.mkdir(parents=True, exist_ok=True)
+        write_text(space.output / OWNER, space.name + "\n")
+    except OSError as error:
+        raise OlivalError(f"{space.file}: output_dir: {space.output} cannot be written: {error.strerror}") from None
 
 
 def _is_there(space: Space) -> bool:
