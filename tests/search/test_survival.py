@@ -99,7 +99,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path, nursery: Nursery, sampler: 
     assert_same(found, undisturbed)
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", *slow("cmaes", "tpe", "grid")])
+@pytest.mark.parametrize("sampler", slow("nsga2", "cmaes", "tpe", "grid"))
 def test_a_kill_at_every_transaction(tmp_path: Path, nursery: Nursery, sampler: str) -> None:
     """Each worker is killed one transaction later than the one before it, until one reaches the study's end."""
     calm, rough = two_spaces(tmp_path, trials=5, **SAMPLERS[sampler])
