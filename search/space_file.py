@@ -16,7 +16,7 @@ from search.providers import short_name
 from search.pruning import pruner_problems
 from search.samplers import sampler_problems
 from search.space import DIRECTIONS, Constraint, Objective, Space
-from search.watch import JUDGED
+from search.watch import optunas
 from search.workflow_paths import path_problem
 
 KEYS = (
@@ -89,7 +89,7 @@ def _pruner_problems(pruner: Any, where: str, workflows: Mapping[str, dict[str, 
     """Of Optuna's options and of ours, which say whose curve is judged."""
     if not isinstance(pruner, dict):
         return pruner_problems(pruner, where)
-    problems = pruner_problems({k: v for k, v in pruner.items() if k not in JUDGED}, where)
+    problems = pruner_problems(optunas(pruner), where)
     adapters = {name: task for workflow in workflows.values() for name, task in tasks(workflow).items()}
     adapter = pruner.get("adapter")
     if workflows and "adapter" in pruner and adapter not in adapters:

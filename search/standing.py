@@ -79,8 +79,7 @@ def seconds_left(study: StudyRecord, now: datetime) -> float | None:
 def failures(study: StudyRecord) -> dict[str, list[TrialRecord]]:
     """Attempts that failed or were lost and were not made good, by reason, the most frequent reason first."""
     found: dict[str, list[TrialRecord]] = {}
-    for trial in study.trials:
-        made_good = any(t.slot == trial.slot and t.attempt > trial.attempt for t in study.trials)
-        if trial.state in ("failed", "lost") and not made_good:
+    for trial in latest(study):
+        if trial.state in ("failed", "lost"):
             found.setdefault(trial.reason or "no reason is known", []).append(trial)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))

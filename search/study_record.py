@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.infeasible import constraint_text
@@ -28,15 +29,14 @@ def read_study(space: Space) -> StudyRecord:
     return read_record(space, open_study(space))
 
 
-def read_measured_again(space: Space) -> dict[str, Any]:
+def measured_again(study: optuna.Study) -> dict[str, Any]:
     """What was measured again to tell packages of like latency apart: {target: as search.remeasure has it}."""
-    kept: dict[str, Any] = open_study(space).user_attrs.get(_MEASURED_AGAIN) or {}
+    kept: dict[str, Any] = study.user_attrs.get(_MEASURED_AGAIN) or {}
     return kept
 
 
-def keep_measured_again(space: Space, measured: dict[str, Any]) -> None:
+def keep_measured_again(study: optuna.Study, measured: dict[str, Any]) -> None:
     """Stores it, for every machine's next `best`."""
-    study = open_study(space)
     if study.user_attrs.get(_MEASURED_AGAIN) != measured and measured:
         study.set_user_attr(_MEASURED_AGAIN, measured)
 
@@ -70,7 +70,7 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
         violated=violated,
         reason=kept.get(REASON) or ("; ".join(notes) or None),
-        curves={name: _curve(name, kept) for name, kept in curves.items()},
+        curves={name: _curve(name, values) for name, values in curves.items()},
         folder=_folder(space, kept),
         started=_aware(trial.datetime_start),
         finished=_aware(trial.datetime_complete),
@@ -98,10 +98,8 @@ def _state(trial: FrozenTrial) -> str:
         return "lost"
     if trial.state.name == "FAIL":
         return "failed"
-    return {"RUNNING": "running", "WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]
+    return trial.state.name.lower()
 
 
-def _folder(space: Space, kept: dict[str, Any]) -> Any:
-    from pathlib import Path
-
+def _folder(space: Space, kept: dict[str, Any]) -> Path:
     return Path(kept[FOLDER]) if FOLDER in kept else trial_folder(space, kept[SLOT], kept[ATTEMPT])

@@ -38,6 +38,7 @@ class Watch:
         self._file, self._offset, self._rows_count = Path(), 0, True
         self._written = 0.0
         self._pruners = [(p, *_judged(space, p)) for p in space.pruners if p["type"] != "none"]
+        self._told = self._pruners[0][1:] if self._pruners else _judged(space, {"type": "none"})
 
     def follow(self, values: Path, target: str) -> None:
         """Takes up the file that the run of a target writes its intermediate values to.
@@ -106,7 +107,7 @@ class Watch:
         first = self._space.objectives[0]
         if len(self._study.directions) > 1:
             return
-        name, way = (self._pruners[0][1], self._pruners[0][2]) if self._pruners else _judged(self._space, {"type": ""})
+        name, way = self._told
         metric = name.rpartition(" ")[2]
         if (
             way == first.direction
@@ -121,8 +122,7 @@ class Watch:
         slot = int(self._trial.user_attrs[SLOT])
         kept = self._memory.setdefault(str(number), {})
         before = dict(kept)
-        own = {key: value for key, value in options.items() if key not in JUDGED}
-        stop = judge(own, way, slot, self._past[name], self.curves[name], kept)
+        stop = judge(optunas(options), way, slot, self._past[name], self.curves[name], kept)
         if kept != before:
             self._trial.set_user_attr(MEMORY, self._memory)
         return stop
@@ -144,6 +144,11 @@ class Watch:
 
 
 GIVEN_UP = "given up"  # another worker has taken the trial over
+
+
+def optunas(pruner: Mapping[str, Any]) -> dict[str, Any]:
+    """A pruner's options without ours."""
+    return {key: value for key, value in pruner.items() if key not in JUDGED}
 
 
 def _judged(space: Space, pruner: Mapping[str, Any]) -> tuple[str, str]:

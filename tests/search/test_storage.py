@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,13 @@ def test_workers_that_claim_at_once_get_different_slots(tmp_path: Path) -> None:
 
     def take() -> None:
         study = open_study(space, {})
-        together.wait()
+        together.wait(60)
         while (trial := claim(study, space)) is not None:
             taken.append(trial.user_attrs["slot"])
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        for worker in [threads.submit(take) for _ in range(8)]:
+            worker.result()
     assert sorted(taken) == list(range(24))
     assert len(read_study(space).trials) == 24
 
