@@ -42,11 +42,6 @@ class Storage(_CachedStorage):
 
         No other worker begins a trial of the study meanwhile.
         """
-        if choose(self.get_all_trials(study_id, deepcopy=False)) is None:
-            return None
-        return self._begin(study_id, choose)
-
-    def _begin(self, study_id: int, choose: Callable[[Sequence[FrozenTrial]], FrozenTrial | None]) -> int | None:
         import sqlalchemy
         from optuna.storages._rdb import models
 
@@ -170,7 +165,7 @@ def _passes(error: Exception) -> bool:
 
 
 for _name in (
-    "_begin", "end", "keep_drawn", "get_all_trials", "get_best_trial", "get_study_directions", "get_study_id_from_name",
+    "begin", "end", "keep_drawn", "get_all_trials", "get_best_trial", "get_study_directions", "get_study_id_from_name",
     "get_study_name_from_id", "get_study_system_attrs", "get_study_user_attrs", "get_trial",
     "get_trial_id_from_study_id_trial_number", "get_trial_system_attrs", "get_trial_user_attrs",
     "set_study_system_attr", "set_study_user_attr", "set_trial_intermediate_value",

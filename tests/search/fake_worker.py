@@ -124,6 +124,7 @@ def _serve() -> None:
 def _be_worker(space: str, run: str, kill_at: int | None, number: int, command_line: bool) -> None:
     """In the forked process, which ends here."""
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background had it ignored
     try:
         log = os.open(Path(space).parent / f"worker-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
