@@ -36,9 +36,9 @@ PARAMETERS = {
 SIDES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"type": "random"}},
     "pruned": {
-        "sampler": {"type": "tpe", "n_startup_trials": 10, "multivariate": True},
+        "sampler": {"type": "tpe", "n_startup_trials": 6, "multivariate": True},
         "pruner": [
-            {"type": "median", "metric": "loss", "n_startup_trials": 4},
+            {"type": "percentile", "percentile": 40.0, "metric": "loss", "n_startup_trials": 2},
             {"type": "wilcoxon", "p_threshold": 0.1},
         ],
     },
