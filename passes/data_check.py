@@ -15,6 +15,7 @@ from evaluators.quality import OVERLAP, STRUCTURED
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
+from passes.training.loss_choice import unknown_label_problems, user_file_sha256
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
 
@@ -52,6 +53,8 @@ def check_data(
             if data is not None:
                 found[option] = data
                 digest.update(data.fingerprint.encode())
+        loss = step.config.get("loss")
+        digest.update(user_file_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
         loader.problems += [
             p for option, data in found.items() for p in _length_problems(f"passes.{name}.{option}", data, context)
@@ -60,6 +63,8 @@ def check_data(
         if train is not None:
             training_data.setdefault(step.config.get("adapter_name"), train)
             where = f"passes.{name}.train_data_config"
+            if isinstance(train, ClassificationData):
+                loader.problems += [f"passes.{name}.{p}" for p in unknown_label_problems(loss, train.label_names)]
             if exported:
                 loader.problems += [f"{where}: {p}, for the package to fill it" for p in check_template(train.template)]
             if exported and train.template == "chat" and base is not None and engine_of(base) == "onnxruntime":

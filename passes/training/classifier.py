@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from passes.base_model import pooling_of
+from passes.training.losses import CrossEntropy
 
 HEAD_INIT_STD = 0.02  # standard deviation of the head's initial weights, as in GPT-2
 
@@ -41,9 +42,11 @@ class PooledClassifier(nn.Module):
     index (batch,), which says what rows these are, comes back as it is.
     """
 
-    def __init__(self, model: nn.Module, hidden_size: int, classes: int) -> None:
+    def __init__(self, model: nn.Module, hidden_size: int, classes: int, loss: nn.Module | None = None) -> None:
+        """`loss` takes logits, labels and features, see `passes.training.losses`; None is the cross-entropy."""
         super().__init__()
         self.model = model
+        self.loss = loss or CrossEntropy()
         self.score = nn.Linear(hidden_size, classes, bias=False)
         nn.init.normal_(self.score.weight, std=HEAD_INIT_STD)
 
@@ -59,4 +62,4 @@ class PooledClassifier(nn.Module):
         output = {"logits": logits} if index is None else {"logits": logits, "index": index}
         if labels is None:
             return output
-        return {"loss": nn.functional.cross_entropy(logits, labels.to(logits.device)), **output}
+        return {"loss": self.loss(logits, labels.to(logits.device), features), **output}

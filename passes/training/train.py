@@ -18,6 +18,8 @@ from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
+from passes.training.head_settings import HeadSettings
+from passes.training.loss_choice import make_loss
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
 from passes.training.validation import DocumentScores, ReportValidation
@@ -47,6 +49,7 @@ def train_adapter(
     settings: AdapterSettings,
     train_data: ClassificationData | GenerationData,
     validation_data: ClassificationData | GenerationData | None,
+    head: HeadSettings | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
@@ -64,10 +67,12 @@ def train_adapter(
     model: Any = get_peft_model(base_model, _lora_config(settings, task_type))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     peft_model = model
-    if label_names is not None:
-        model = PooledClassifier(peft_model, base_model.config.hidden_size, len(label_names)).to(base_model.device)
-
     rows = tokenized_rows(tokenizer, train_data, label_names)
+    if label_names is not None:
+        loss = make_loss((head or HeadSettings()).loss, [row["labels"] for row in rows], label_names)
+        model = PooledClassifier(peft_model, base_model.config.hidden_size, len(label_names), loss)
+        model = model.to(base_model.device)
+
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     trainer = Trainer(
         model=model,
@@ -115,6 +120,7 @@ def train_adapter(
         "tokens_per_epoch": sum(len(r["input_ids"]) for r in rows),
         "trainable_parameters": trainable,
         "training_loss": result.training_loss,
+        **({"head": head.key()} if head and head.key() else {}),
         "history": trainer.state.log_history,
     }
     _write_json(folder / "training.json", record)
