@@ -65,15 +65,17 @@ class TorchModel:
         """
         import torch
 
-        from passes.training.classifier import pooled_features
+        from passes.training.pooling import pooled_features
 
+        pooling = self.info[adapter].get("pooling")
         head = self.heads[adapter].to(self.model.device)
         result = np.empty((len(rows), len(head)), dtype=np.float32)
         with torch.inference_mode(), self._active(adapter):
             for indices in length_sorted_batches([len(row) for row in rows], batch_size):
                 batch = pad_batch([rows[i] for i in indices], pad_id=0)
                 ids, mask = self._tensors(batch["input_ids"], batch["attention_mask"])
-                result[indices] = (pooled_features(self.model, ids, mask).float() @ head.T).cpu().numpy()
+                features = pooled_features(self.model, ids, mask, pooling).float()
+                result[indices] = (features @ head.T).cpu().numpy()
         return check_finite(result, adapter)
 
     def token_scores(

@@ -30,7 +30,7 @@ def checked_settings(
         name: of the adapter, for messages.
         given: some of SETTINGS; what is None, or not among them, counts as not given.
         classes: of the adapter's head; None without one.
-        base: entry of the manifest; says which token the graph pools, whether the base writes text, and how long a
+        base: entry of the manifest; says how the graph pools, whether the base writes text, and how long a
             text it takes.
 
     Raises:
@@ -64,11 +64,12 @@ def checked_settings(
         if labels:
             problems.append(f"labels are for classification, but the task is {settings['task']}")
         settings["labels"] = None
+        settings["pooling"] = pooling  # read by heads alone
     if settings["task"] == "generation" and not base.get("generates", True):
         problems.append("task is generation, but the base is an encoder, which writes no text; valid: classification")
     if settings["pooling"] != pooling:
         found = reprlib.repr(settings["pooling"])
-        problems.append(f"pooling is {found}, but the graph pools the {pooling} token only; valid: {pooling}")
+        problems.append(f"pooling is {found}, but the package's graph pools in one way; valid: {pooling}")
     for key in ("max_length", "window_stride"):
         value = settings[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):

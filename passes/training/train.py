@@ -56,6 +56,7 @@ def train_adapter(
     A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
     Raises OlivalError when loss or weights are no longer numbers.
     """
+    head = head or HeadSettings()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     started = time.perf_counter()
@@ -69,9 +70,10 @@ def train_adapter(
     peft_model = model
     rows = tokenized_rows(tokenizer, train_data, label_names)
     if label_names is not None:
-        loss = make_loss((head or HeadSettings()).loss, [row["labels"] for row in rows], label_names)
-        model = PooledClassifier(peft_model, base_model.config.hidden_size, len(label_names), loss)
-        model = model.to(base_model.device)
+        loss = make_loss(head.loss, [row["labels"] for row in rows], label_names)
+        model = PooledClassifier(
+            peft_model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
+        ).to(base_model.device)
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     trainer = Trainer(
@@ -106,7 +108,7 @@ def train_adapter(
         "labels": label_names,
         "template": train_data.template,
         "max_length": train_data.max_length,
-        "pooling": pooling_of(base_model.config.model_type),
+        "pooling": head.pooling or pooling_of(base_model.config.model_type),
         "window_stride": train_data.window_stride if isinstance(train_data, ClassificationData) else None,
         "metrics": {},
     }
@@ -120,7 +122,7 @@ def train_adapter(
         "tokens_per_epoch": sum(len(r["input_ids"]) for r in rows),
         "trainable_parameters": trainable,
         "training_loss": result.training_loss,
-        **({"head": head.key()} if head and head.key() else {}),
+        **({"head": head.key()} if head.key() else {}),
         "history": trainer.state.log_history,
     }
     _write_json(folder / "training.json", record)
