@@ -15,7 +15,7 @@ from evaluators.quality import OVERLAP, STRUCTURED
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
-from passes.training.loss_choice import unknown_label_problems, user_file_sha256
+from passes.training.loss_choice import content_sha256, unknown_label_problems
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
 
@@ -54,7 +54,7 @@ def check_data(
                 found[option] = data
                 digest.update(data.fingerprint.encode())
         loss = step.config.get("loss")
-        digest.update(user_file_sha256(loss).encode())
+        digest.update(content_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
         loader.problems += [
             p for option, data in found.items() for p in _length_problems(f"passes.{name}.{option}", data, context)

@@ -15,7 +15,7 @@ class PooledClassifier(nn.Module):
     """Language model, pooling, dropout, and a linear head without bias; but for dropout the form of the exported graph.
 
     forward: input_ids and attention_mask (batch, seq), labels (batch,) -> {"loss": scalar, "logits": (batch, classes)};
-    index (batch,), which says what rows these are, comes back as it is.
+    index (batch,), which says what rows these are, comes back as it is; teacher (batch, classes) is for a distillation.
     """
 
     def __init__(
@@ -47,10 +47,12 @@ class PooledClassifier(nn.Module):
         attention_mask: torch.Tensor,
         labels: torch.Tensor | None = None,
         index: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         features = pooled_features(self.model, input_ids, attention_mask, self.pooling)
         logits = self.score(self.dropout(features.to(self.score.weight.dtype)))
         output = {"logits": logits} if index is None else {"logits": logits, "index": index}
         if labels is None:
             return output
-        return {"loss": self.loss(logits, labels.to(logits.device), features), **output}
+        others = () if teacher is None else (teacher.to(logits.device),)
+        return {"loss": self.loss(logits, labels.to(logits.device), features, *others), **output}

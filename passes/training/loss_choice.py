@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ConfigError, nearest
+from passes.base_model import local_folder
+from passes.training.teacher import teacher_labels
+from runtime.errors import ConfigError, OlivalError, nearest
+from runtime.manifest import base_fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +28,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "label_smoothing": {"class_weights": None, "label_smoothing": 0.1},  # 0.1: Szegedy et al. 2016
     "focal": {"gamma": 2.0, "class_weights": None},  # 2: the best of Lin et al. 2017
     "contrastive": {"margin": 1.0, "weight": 0.5},
+    "distillation": {"teacher": None, "temperature": 2.0, "weight": 0.5},
 }
 # option -> whether a value is right, and what is
 _RANGES: dict[str, tuple[Any, str]] = {
     "label_smoothing": (lambda v: 0 <= v < 1, "0 <= label_smoothing < 1"),
     "gamma": (lambda v: v >= 0, "gamma >= 0"),
+    "temperature": (lambda v: v > 0, "temperature > 0"),
     "margin": (lambda v: 0 < v <= 2, "0 < margin <= 2"),
     "weight": (lambda v: 0 < v < 1, "0 < weight < 1"),
 }
@@ -55,14 +60,26 @@ def loss_problems(choice: Choice) -> list[str]:
             problems.append(f"loss.{key}: unknown option of {name}; {nearest(key, LOSSES[name])}")
         elif key == "class_weights":
             problems += _weights_problems(value)
+        elif key == "teacher":
+            problems += _teacher_problems(value)
         elif not _is_number(value) or not _RANGES[key][0](value):
             problems.append(f"loss.{key}: {_RANGES[key][1]} must hold, but got {value!r}")
+    if name == "distillation" and "teacher" not in options:
+        problems.append("loss.teacher: is required, the folder or the repository of a classifier of transformers")
     return problems
 
 
 def unknown_label_problems(choice: Any, label_names: Sequence[str]) -> list[str]:
-    """Labels that `class_weights` names and the training data do not have."""
-    weights = _parts(choice)[1].get("class_weights")
+    """Labels that `class_weights` names and the training data do not have, or a teacher with other labels than these.
+
+    The option may be wrong; what `loss_problems` says of it is left to that.
+    """
+    name, options = _parts(choice)
+    if name == "distillation" and not loss_problems(choice):
+        labels = teacher_labels(local_folder(options["teacher"]))
+        if sorted(labels) != sorted(label_names):
+            return [f"loss.teacher: its labels are {', '.join(labels)}, but those of the data {', '.join(label_names)}"]
+    weights = options.get("class_weights")
     return [
         f"loss.class_weights: unknown label {label!r}; {nearest(label, label_names)}"
         for label in (weights if isinstance(weights, dict) else {})
@@ -77,16 +94,29 @@ def loss_key(choice: Choice) -> dict[str, Any] | None:
     """
     name, options = _parts(choice)
     if _is_own(name):
-        return {"type": name, **options, "file_sha256": user_file_sha256(choice)}
+        return {"type": name, **options, "file_sha256": content_sha256(choice)}
     values = {**LOSSES[name], **options}
+    if name == "distillation":
+        values["teacher"] = content_sha256(choice)
     if name in ("class_weighted", "label_smoothing"):
         name = DEFAULT
     return None if (name, values) == (DEFAULT, LOSSES[DEFAULT]) else {"type": name, **values}
 
 
-def user_file_sha256(choice: Any) -> str:
-    """sha256 (hex) of a user's loss file; "" where the option, which may be wrong, names none that is there."""
-    name = _parts(choice)[0]
+def teacher_of(choice: Choice) -> Path | None:
+    """The teacher's folder of a distillation, None for other losses. Raises OlivalError when there is none."""
+    name, options = _parts(choice)
+    return local_folder(options["teacher"]) if name == "distillation" else None
+
+
+def content_sha256(choice: Any) -> str:
+    """sha256 (hex) of what the option names outside the workflow: a user's file, or a teacher's weights.
+
+    "" where the option, which may be wrong, names nothing that is there.
+    """
+    name, options = _parts(choice)
+    if name == "distillation":
+        return "" if loss_problems(choice) else base_fingerprint(local_folder(options["teacher"]))
     file = Path(name.rpartition(":")[0]) if isinstance(name, str) and _is_own(name) else None
     return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
 
@@ -101,18 +131,25 @@ def make_loss(choice: Choice, labels: Sequence[int], label_names: Sequence[str])
     """
     import torch
 
-    from passes.training.losses import ContrastiveLoss, CrossEntropy, FocalLoss, balanced_weights
+    from passes.training.losses import (
+        ContrastiveLoss,
+        CrossEntropy,
+        DistillationLoss,
+        FocalLoss,
+        balanced_weights,
+    )
 
     name, options = _parts(choice)
     if _is_own(name):
         return _own_loss(name, options)
     values = {**LOSSES[name], **options}
+    values.pop("teacher", None)  # its logits come with each batch
     weights = values.pop("class_weights", None)
     if weights == BALANCED:
         values["weight"] = balanced_weights(list(labels), len(label_names))
     elif weights is not None:
         values["weight"] = torch.tensor([float(weights.get(label, 1.0)) for label in label_names])
-    kinds = {"focal": FocalLoss, "contrastive": ContrastiveLoss}
+    kinds = {"focal": FocalLoss, "contrastive": ContrastiveLoss, "distillation": DistillationLoss}
     loss: nn.Module = kinds.get(name, CrossEntropy)(**values)
     return loss
 
@@ -142,6 +179,16 @@ def _weights_problems(weights: Any) -> list[str]:
         for label, weight in weights.items()
         if not _is_number(weight) or weight <= 0
     ]
+
+
+def _teacher_problems(teacher: Any) -> list[str]:
+    if not isinstance(teacher, str) or not teacher:
+        return [f"loss.teacher: must be a folder or a repository, but got {teacher!r}"]
+    try:
+        teacher_labels(local_folder(teacher))
+    except OlivalError as error:
+        return [f"loss.teacher: {error}"]
+    return []
 
 
 def _own_loss(name: str, options: dict[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from runtime.errors import OlivalError
 
@@ -78,6 +78,26 @@ class ContrastiveLoss(nn.Module):
         pairs = torch.where(labels[first] == labels[second], squares, apart) / 2
         contrast = pairs.sum() / max(1, len(pairs))
         return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * contrast
+
+
+class DistillationLoss(nn.Module):
+    """Cross-entropy, and beside it the distance from a teacher's probabilities (Hinton et al. 2015, arXiv:1503.02531).
+
+    (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both softened by the temperature T; T^2 keeps
+    the gradients of the two alike in size. forward as in CrossEntropy, with the teacher's logits (batch, classes).
+    """
+
+    def __init__(self, temperature: float = 2.0, weight: float = 0.5) -> None:
+        super().__init__()
+        self.temperature, self.weight = temperature, weight
+
+    def forward(
+        self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor, teacher: torch.Tensor
+    ) -> torch.Tensor:
+        student = (logits / self.temperature).log_softmax(dim=-1)
+        wanted = (teacher.to(logits) / self.temperature).log_softmax(dim=-1)
+        distance = kl_div(student, wanted, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * self.temperature**2 * distance
 
 
 class UserLoss(nn.Module):

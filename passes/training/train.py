@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,10 @@ from data.tokenizing import encode_generation, encode_text, encode_windows, pad_
 from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
 from passes.training.head_settings import HeadSettings
-from passes.training.loss_choice import make_loss
+from passes.training.loss_choice import make_loss, teacher_of
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
+from passes.training.teacher import teacher_logits
 from passes.training.validation import DocumentScores, ReportValidation
 from runtime.errors import OlivalError
 
@@ -76,6 +78,12 @@ def train_adapter(
         ).to(base_model.device)
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
+    if label_names is not None and (teacher := teacher_of(head.loss)) is not None:
+        print(f"train {settings.adapter_name}: asking the teacher {teacher}", file=sys.stderr)
+        for data, some in ((train_data, rows), (validation_data, held_out)):
+            if isinstance(data, ClassificationData) and some is not None:
+                said = teacher_logits(teacher, data.texts, label_names).tolist()
+                some[:] = [{**row, "teacher": said[row["document"]]} for row in some]
     trainer = Trainer(
         model=model,
         args=training_arguments(settings, folder, held_out is not None),
@@ -185,6 +193,8 @@ def _collate(batch: list[dict[str, Any]], padding: int) -> dict[str, torch.Tenso
         tensors["labels"] = torch.tensor([row["labels"] for row in batch])
         if "index" in batch[0]:
             tensors["index"] = torch.tensor([row["index"] for row in batch])
+        if "teacher" in batch[0]:
+            tensors["teacher"] = torch.tensor([row["teacher"] for row in batch])
         return tensors
     arrays = pad_batch([(row["input_ids"], row["labels"]) for row in batch], padding)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -159,7 +159,7 @@ def test_a_loss_of_the_user(own: Path) -> None:
         value("my_losses.py:Scaled", labels=[9] * 8)
 
 
-VALID = "Valid: class_weighted, contrastive, cross_entropy, focal, label_smoothing"
+VALID = "Valid: class_weighted, contrastive, cross_entropy, distillation, focal, label_smoothing"
 WRONG: list[tuple[Any, list[str]]] = [
     ("focl", [f"loss: 'focl' is unknown; did you mean 'focal'? {VALID}, or file.py:Class"]),
     ({"gamma": 2}, [f"loss.type: is required; {VALID}, or file.py:Class"]),
@@ -183,6 +183,11 @@ WRONG: list[tuple[Any, list[str]]] = [
         {"type": "contrastive", "margin": 3, "weight": True},
         ["loss.margin: 0 < margin <= 2 must hold, but got 3", "loss.weight: 0 < weight < 1 must hold, but got True"],
     ),
+    ({"type": "distillation", "temperature": 0}, [
+        "loss.temperature: temperature > 0 must hold, but got 0",
+        "loss.teacher: is required, the folder or the repository of a classifier of transformers",
+    ]),
+    ({"type": "distillation", "teacher": 5}, ["loss.teacher: must be a folder or a repository, but got 5"]),
     ("my_losses.py", ["loss: 'my_losses.py' names no class; right is my_losses.py:CLASS"]),
     ("my_loses.py:Scaled", [r"loss: there is no file 'my_loses.py' \(from .*\); did you mean 'my_losses.py'\? .*"]),
     (
@@ -281,3 +286,76 @@ def test_training_minimizes_the_chosen_loss(own: Path, tiny_llama_path: Path, ch
     start = {"focal": np.log(2) / 4, "class_weighted": np.log(2)}
     if choice in start:
         assert losses[0] == pytest.approx(start[choice], rel=0.3)
+
+
+def test_distillation_follows_its_formula() -> None:
+    from scipy.special import rel_entr, softmax
+
+    from passes.training.losses import DistillationLoss
+
+    teacher = RANDOM.normal(0, 3, (8, 4))
+    for temperature, weight in ((2.0, 0.5), (5.0, 0.9)):
+        p, q = softmax(teacher / temperature, axis=1), softmax(LOGITS / temperature, axis=1)
+        expected = (1 - weight) * smoothed(0, [1.0] * 4)
+        expected += weight * temperature**2 * float(rel_entr(p, q).sum(axis=1).mean())
+        inputs = [torch.tensor(x) for x in (LOGITS, LABELS, FEATURES, teacher)]
+        assert DistillationLoss(temperature, weight)(*inputs).item() == pytest.approx(expected, rel=1e-6)
+
+
+def save_teacher(folder: Path, base: Path, id2label: dict[int, str]) -> Path:
+    """A sequence classifier of transformers with the tokenizer of `base`."""
+    import shutil
+
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, id2label=id2label, label2id={v: k for k, v in id2label.items()},
+        initializer_range=0.5, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    for file in base.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def test_a_student_learns_what_its_teacher_says(tmp_path: Path, tiny_llama_path: Path) -> None:
+    """The labels are noise to this teacher; at weight 0.95 the student's answers come near the teacher's."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from evaluators.torch_model import TorchModel
+    from passes.training.settings import AdapterSettings
+    from passes.training.teacher import teacher_logits
+    from passes.training.train import train_adapter
+    from tests.passes.conftest import mood_data
+
+    teacher = save_teacher(tmp_path / "teacher", tiny_llama_path, {0: "good", 1: "bad"})  # not in the data's order
+    data, names = mood_data(1), ["bad", "good"]
+    said = teacher_logits(teacher, data.texts, names, batch_size=3)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(teacher)
+    with torch.no_grad():
+        for text, row in zip(data.texts, said, strict=True):
+            ids = torch.tensor([tokenizer(text)["input_ids"][:64]])
+            np.testing.assert_allclose(row[::-1], model(ids).logits[0].numpy(), atol=1e-5)
+    choice = {"type": "distillation", "teacher": str(teacher), "weight": 0.95, "temperature": 1}
+    assert unknown_label_problems(choice, names) == []
+    assert unknown_label_problems(choice, ["a", "b"]) == [
+        "loss.teacher: its labels are good, bad, but those of the data a, b"
+    ]
+    assert loss_problems({**choice, "teacher": str(tiny_llama_path)}) == [
+        f"loss.teacher: {tiny_llama_path}: is a LlamaForCausalLM, but a teacher is an ...ForSequenceClassification"
+    ]
+    training = {"max_steps": 30, "learning_rate": 0.01, "per_device_train_batch_size": 8}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    head = HeadSettings(loss=choice)
+    train_adapter(folder, tiny_llama_path, AdapterSettings("mood", rank=4, training_args=training), data, data, head)
+    student = TorchModel(tiny_llama_path, {"mood": folder})
+    found = student.class_logits([student.encode(text) for text in data.texts], "mood")
+    gaps = [row[1] - row[0] for row in found], [row[1] - row[0] for row in said]
+    assert np.corrcoef(*gaps)[0, 1] > 0.9
+    key = head.key()["loss"]
+    assert str(teacher) not in json.dumps(key) and len(key["teacher"]) == 64
