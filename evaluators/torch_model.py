@@ -50,6 +50,10 @@ class TorchModel:
         """The label names of a classification adapter, in the order of its logits."""
         return list(self.info[adapter]["labels"])
 
+    def thresholds(self, adapter: str) -> list[float] | None:
+        """From which probability on each label counts; None where a text has one label."""
+        return self.info[adapter].get("thresholds")
+
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: str | None) -> np.ndarray:
         """Next-token logits float32 (batch, seq, vocab) of int64 (batch, seq) ids; `adapter` None is the base."""
         import torch

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, load_data
+from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
 from passes.training.head_settings import HeadSettings
@@ -61,7 +61,7 @@ def run_adapter_pass(
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
         report({"stage": "training", "adapter": settings.adapter_name, "cached": True})
-    if baselines and validation_data is not None:
+    if baselines and validation_data is not None and not isinstance(train_data, MultiLabelData):
         _add_baselines(folder, base, train_data, validation_data)
     output = copy.deepcopy(model)
     attributes = dict(output.model_attributes or {})

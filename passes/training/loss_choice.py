@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Choice = str | dict[str, Any]
 DEFAULT = "cross_entropy"
+BINARY = "binary_cross_entropy"  # the default where a text has several labels
 BALANCED = "balanced"
 # name -> its options with their defaults; the second and third are the first with other defaults
 LOSSES: dict[str, dict[str, Any]] = {
@@ -27,6 +28,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "class_weighted": {"class_weights": BALANCED, "label_smoothing": 0.0},
     "label_smoothing": {"class_weights": None, "label_smoothing": 0.1},  # 0.1: Szegedy et al. 2016
     "focal": {"gamma": 2.0, "class_weights": None},  # 2: the best of Lin et al. 2017
+    "binary_cross_entropy": {"class_weights": None},
     "contrastive": {"margin": 1.0, "weight": 0.5},
     "distillation": {"teacher": None, "temperature": 2.0, "weight": 0.5},
 }
@@ -69,12 +71,20 @@ def loss_problems(choice: Choice) -> list[str]:
     return problems
 
 
-def unknown_label_problems(choice: Any, label_names: Sequence[str]) -> list[str]:
-    """Labels that `class_weights` names and the training data do not have, or a teacher with other labels than these.
+def data_problems(choice: Any, label_names: Sequence[str], multi_label: bool) -> list[str]:
+    """What is wrong with a loss for the training data: labels that `class_weights` names and they do not have, a
+    teacher with other labels than these, a loss that is for one label a text where `multi_label` says there are more.
 
-    The option may be wrong; what `loss_problems` says of it is left to that.
+    The option may be wrong; what `loss_problems` says of it is left to that. None is the default.
     """
-    name, options = _parts(choice)
+    name, options = _parts(choice if choice is not None else DEFAULT)
+    if isinstance(name, str) and name in LOSSES and multi_label != (name == BINARY):
+        if not multi_label:
+            return [f"loss: '{name}' is for data with multi_label: true"]
+        if options or name != DEFAULT:
+            return [
+                f"loss: '{name}' is for one label a text, but the data have several; Valid: {BINARY}, file.py:Class"
+            ]
     if name == "distillation" and not loss_problems(choice):
         labels = teacher_labels(local_folder(options["teacher"]))
         if sorted(labels) != sorted(label_names):
@@ -121,35 +131,47 @@ def content_sha256(choice: Any) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
 
 
-def make_loss(choice: Choice, labels: Sequence[int], label_names: Sequence[str]) -> nn.Module:
+def make_loss(
+    choice: Choice, labels: Sequence[Any], label_names: Sequence[str], multi_label: bool = False
+) -> nn.Module:
     """The loss as a module that takes logits (batch, classes), labels (batch,) and features (batch, hidden).
 
     Args:
         choice: an option without problems.
-        labels: class of each row that is trained on, from which balanced weights are made.
+        labels: class of each row that is trained on, or its classes, from which balanced weights are made.
         label_names: in the order of the logits.
+        multi_label: the loss takes labels (batch, classes) of 0 and 1.
     """
     import torch
 
     from passes.training.losses import (
+        BinaryCrossEntropy,
         ContrastiveLoss,
         CrossEntropy,
         DistillationLoss,
         FocalLoss,
+        balanced_positives,
         balanced_weights,
     )
 
     name, options = _parts(choice)
     if _is_own(name):
         return _own_loss(name, options)
+    if multi_label:
+        name = BINARY
     values = {**LOSSES[name], **options}
     values.pop("teacher", None)  # its logits come with each batch
     weights = values.pop("class_weights", None)
     if weights == BALANCED:
-        values["weight"] = balanced_weights(list(labels), len(label_names))
+        values["weight"] = (balanced_positives if multi_label else balanced_weights)(list(labels), len(label_names))
     elif weights is not None:
         values["weight"] = torch.tensor([float(weights.get(label, 1.0)) for label in label_names])
-    kinds = {"focal": FocalLoss, "contrastive": ContrastiveLoss, "distillation": DistillationLoss}
+    kinds: dict[str, Any] = {
+        BINARY: BinaryCrossEntropy,
+        "focal": FocalLoss,
+        "contrastive": ContrastiveLoss,
+        "distillation": DistillationLoss,
+    }
     loss: nn.Module = kinds.get(name, CrossEntropy)(**values)
     return loss
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, kl_div, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, normalize
 
 from runtime.errors import OlivalError
 
@@ -100,6 +100,23 @@ class DistillationLoss(nn.Module):
         return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * self.temperature**2 * distance
 
 
+class BinaryCrossEntropy(nn.Module):
+    """-log p of each label that a text has and -log (1 - p) of each that it has not, p by sigmoid; the mean over all.
+
+    forward: logits (batch, labels) float, labels (batch, labels) of 0 and 1, features (batch, hidden) -> scalar, in
+    nats. `weight`, float32 (labels,), multiplies the first kind, as torch's pos_weight.
+    """
+
+    weight: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=self.weight)
+
+
 class UserLoss(nn.Module):
     """A loss from a user's file, called with logits and labels, and with features if its forward takes three values."""
 
@@ -128,3 +145,13 @@ def balanced_weights(labels: list[int], classes: int) -> torch.Tensor:
     counts = torch.bincount(torch.tensor(labels), minlength=classes).double()
     weights = len(labels) / (counts.count_nonzero() * counts)
     return torch.where(counts > 0, weights, 1.0).float()
+
+
+def balanced_positives(labels: list[list[int]], classes: int) -> torch.Tensor:
+    """Rows without a label / rows with it, float32 (labels,): both sides of each label weigh the same in all.
+
+    A label that no row or every row has gets 1.
+    """
+    counts = torch.bincount(torch.tensor([label for row in labels for label in row]), minlength=classes).double()
+    ratios = (len(labels) - counts) / counts
+    return torch.where((counts > 0) & (counts < len(labels)), ratios, 1.0).float()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from passes.training.head_settings import HeadSettings
-from passes.training.loss_choice import loss_key, loss_problems, make_loss, unknown_label_problems
+from passes.training.loss_choice import data_problems, loss_key, loss_problems, make_loss
 from runtime.errors import OlivalError
 
 NAMES = ["a", "b", "c", "d"]
@@ -159,7 +159,7 @@ def test_a_loss_of_the_user(own: Path) -> None:
         value("my_losses.py:Scaled", labels=[9] * 8)
 
 
-VALID = "Valid: class_weighted, contrastive, cross_entropy, distillation, focal, label_smoothing"
+VALID = "Valid: binary_cross_entropy, class_weighted, contrastive, cross_entropy, distillation, focal, label_smoothing"
 WRONG: list[tuple[Any, list[str]]] = [
     ("focl", [f"loss: 'focl' is unknown; did you mean 'focal'? {VALID}, or file.py:Class"]),
     ({"gamma": 2}, [f"loss.type: is required; {VALID}, or file.py:Class"]),
@@ -218,7 +218,7 @@ def test_a_file_that_fails(own: Path) -> None:
 
 
 def test_labels_of_class_weights() -> None:
-    assert unknown_label_problems({"type": "focal", "class_weights": {"bad": 2, "god": 1}}, ["bad", "good"]) == [
+    assert data_problems({"type": "focal", "class_weights": {"bad": 2, "god": 1}}, ["bad", "good"], False) == [
         "loss.class_weights: unknown label 'god'; did you mean 'good'? Valid: bad, good"
     ]
 
@@ -341,8 +341,8 @@ def test_a_student_learns_what_its_teacher_says(tmp_path: Path, tiny_llama_path:
             ids = torch.tensor([tokenizer(text)["input_ids"][:64]])
             np.testing.assert_allclose(row[::-1], model(ids).logits[0].numpy(), atol=1e-5)
     choice = {"type": "distillation", "teacher": str(teacher), "weight": 0.95, "temperature": 1}
-    assert unknown_label_problems(choice, names) == []
-    assert unknown_label_problems(choice, ["a", "b"]) == [
+    assert data_problems(choice, names, False) == []
+    assert data_problems(choice, ["a", "b"], False) == [
         "loss.teacher: its labels are good, bad, but those of the data a, b"
     ]
     assert loss_problems({**choice, "teacher": str(tiny_llama_path)}) == [
