@@ -53,20 +53,21 @@ def _measure(options: argparse.Namespace) -> int:
     if options.adapters:
         given["adapters"] = [name.strip() for name in options.adapters.split(",")]
     results, files = measure(options.packages, targets, given, output)
+    print_results(results)
+    if not results["measurements"]:
+        print("error: nothing could be measured, nothing is written; the reasons stand above", file=sys.stderr)
+        return 1
     write_json(output.folder / RESULTS, results)
     write_text(output.folder / REPORT, html_report(results))
     output.finish(files)
-    print_results(results)
     print(f"Written to {output.folder / RESULTS} and {REPORT} beside it")
-    if results["measurements"]:
-        return 0
-    print("error: nothing could be measured; the reasons stand above", file=sys.stderr)
-    return 1
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark",
+        allow_abbrev=False,
         description="Measures packages on every target that this machine has, each in a process of its own: a table, "
         "results.json and report.html. `python -m benchmark compare A.json B.json` tells what got better or worse.",
     )

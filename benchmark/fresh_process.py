@@ -1,4 +1,4 @@
-"""Runs a worker in a process of its own, shows its progress, and says in words why it failed."""
+"""Both sides of a worker in a process of its own: who starts it and shows its progress, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import codecs
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+from benchmark.results import write_json
 from runtime.errors import OlivalError
 
 _TAIL = 20_000  # characters of stderr that are kept to find the reason of a failure
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_result(output: Path, measure: Callable[[], Mapping[str, Any]]) -> int:
+    """What a worker's command does: measures, and writes the result as JSON.
+
+    Returns:
+        The exit code: 0, or 1 after printing an error line; then nothing is written.
+    """
+    try:
+        write_json(output, measure())
+    except (OlivalError, OSError, RuntimeError) as error:  # a driver that fails is a RuntimeError of onnxruntime-genai
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 class WorkerError(OlivalError):

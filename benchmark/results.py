@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader finds the old one or the new one."""
+    """Writes a file in one step: a reader finds the old one or the new one; of several writers the last one counts."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # threads and machines may write at once
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

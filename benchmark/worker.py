@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmark.fresh_process import write_result
 from benchmark.peak_memory import peak_rss_bytes
-from benchmark.results import write_json
 from evaluators.latency import LEAST_SAMPLES, PROMPT_TEXT, measure_calls, measure_generation
 from runtime.errors import ConfigError, OlivalError, nearest
 from runtime.manifest import read_manifest
@@ -235,14 +235,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns 0, or 1 after printing an error; then nothing is written."""
     options = _parser().parse_args(arguments)
-    try:
-        job = read_job(options)
-        result = measure(job, lambda line: print(f"{datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True))
-        write_json(options.output, result)
-    except (OlivalError, OSError, RuntimeError) as error:  # a driver that fails is a RuntimeError of onnxruntime-genai
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def tell(line: str) -> None:
+        print(f"{datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True)
+
+    return write_result(options.output, lambda: measure(read_job(options), tell))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _print_failures(report: Mapping[str, Any], console: Console) -> None:
         for prompt, answer in zip(failure["prompts"], failure["answers"], strict=True):
             _line(console, f"    {_short(prompt)} -> {'(refused)' if answer is None else _short(answer)}")
     if len(report["failures"]) > LISTED:
-        console.print(f"and {len(report['failures']) - LISTED} more failing cases, see the report")
+        console.print(f"and {len(report['failures']) - LISTED} more failing cases, all in the results file")
 
 
 def _table(*titles: str) -> Table:

@@ -61,16 +61,18 @@ def _report(options: argparse.Namespace) -> int:
     from search.importance import importances
     from search.recommend import recommend
     from search.space_file import read_space
-    from search.study_record import read_measured_again, read_study
+    from search.study import open_study
+    from search.study_record import measured_again, read_record
 
-    study = read_study(read_space(options.space))
-    again = read_measured_again(study.space)
+    space = read_space(options.space)
+    stored = open_study(space)
+    study, again = read_record(space, stored), measured_again(stored)
     recommended = {}
     for target in study.measured:
         recommendation = recommend(study, target, again.get(target))
         if recommendation.trial is not None:
             recommended[target] = as_json(study, recommendation)
-    file = study.space.output / "report.html"
+    file = space.output / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, html_report(study, importances(study), recommended))
     print(f"Written to {file}")
@@ -80,12 +82,14 @@ def _report(options: argparse.Namespace) -> int:
 def _best(options: argparse.Namespace) -> int:
     from search.best import best
     from search.space_file import read_space
-    from search.study_record import keep_measured_again, read_measured_again, read_study
+    from search.study import open_study
+    from search.study_record import keep_measured_again, measured_again, read_record
 
-    study = read_study(read_space(options.space))
-    again = read_measured_again(study.space)
-    code = best(study, options.target, again)
-    keep_measured_again(study.space, again)
+    space = read_space(options.space)
+    stored = open_study(space)
+    again = measured_again(stored)
+    code = best(read_record(space, stored), options.target, again)
+    keep_measured_again(stored, again)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -110,7 +111,8 @@ def copy_recommended(study: StudyRecord, recommendation: Recommendation) -> Path
     new = folder.with_name(f"{target}-new-{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(package, new / "package")
-        shutil.copy(workflow, new / workflow.name)
+        content = json.loads(workflow.read_text(encoding="utf-8"))
+        write_json(new / workflow.name, content | {"output_dir": str(folder / "package")})
         write_json(new / RECOMMENDATION, as_json(study, recommendation))
         replace_folder(new, folder)
     except OSError as error:
@@ -120,6 +122,14 @@ def copy_recommended(study: StudyRecord, recommendation: Recommendation) -> Path
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def _why_lost(study: StudyRecord, recommendation: Recommendation) -> dict[str, str]:
+    """Of every other trial that is complete, by slot."""
+    broken = {t.slot: t.violated.get(recommendation.target, ()) for t in study.trials if t.state == "complete"}
+    lost = {slot: f"breaks {', '.join(constraints)}" for slot, constraints in broken.items() if constraints}
+    lost |= {c.trial.slot: c.lost for c in recommendation.candidates if c.lost is not None}
+    return {str(slot): lost[slot] for slot in sorted(lost)}
 
 
 def as_json(study: StudyRecord, recommendation: Recommendation) -> dict[str, Any]:
@@ -135,6 +145,6 @@ def as_json(study: StudyRecord, recommendation: Recommendation) -> dict[str, Any
         "intervals": {metric: list(pair) for metric, pair in trial.intervals.get(target, {}).items()},
         "rule": list(recommendation.rule),
         "pareto_front": [t.slot for t in pareto_front(study, target)],
-        "lost": {str(c.trial.slot): c.lost for c in recommendation.candidates if c.lost is not None},
+        "lost": _why_lost(study, recommendation),
         "measured_again": dict(recommendation.remeasured) if recommendation.remeasured is not None else None,
     }

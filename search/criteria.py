@@ -41,6 +41,11 @@ def mean_quality(study: StudyRecord, target: str, trials: Sequence[TrialRecord])
     return [sum(shares) / len(shares) for shares in zip(*columns, strict=True)]
 
 
+def least_equal(best: float, tolerance: float) -> float:
+    """The smallest mean share that counts as equal to the best one; the edge itself counts."""
+    return best - tolerance * abs(best) - 1e-12
+
+
 class Speed(NamedTuple):
     """The metric that decides about speed, and whether the space asks for it."""
 

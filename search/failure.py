@@ -65,7 +65,11 @@ def _last_words(text: str) -> str:
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if starts:
-        return " ".join(line.strip() for line in lines[starts[-1] :]).removeprefix("error: ")
+        said = " ".join(line.strip() for line in lines[starts[-1] :]).removeprefix("error: ")
+        return re.sub(r"\S+/trials/\S+/workflow\.json: ", "", said)  # the same mistake reads alike in every trial
+    causes = [line.strip() for line in lines if line.startswith("  Value error, ")]
+    if causes:  # what Olive's parser says of a workflow
+        return "; ".join(dict.fromkeys(cause.removeprefix("Value error, ").partition(" [type=")[0] for cause in causes))
     named = [line for line in lines if _NAMED.match(line)]
     return named[-1] if named else lines[-1] if lines else ""
 

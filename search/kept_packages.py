@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from search.pareto import pareto_front
-from search.recommend import recommend
+from search.criteria import least_equal, mean_quality
+from search.pareto import comparable, pareto_front
 from search.records import StudyRecord, TrialRecord
 from search.trial_files import PACKAGE
 
@@ -27,12 +27,12 @@ def drop_beaten_packages(study: StudyRecord) -> None:
 
 def _in_the_running(study: StudyRecord, target: str) -> set[int]:
     front = {trial.slot for trial in pareto_front(study, target)}
-    candidates = recommend(study, target).candidates
-    shares = [c.quality for c in candidates if c.quality is not None]
-    if not shares:
-        return front | {c.trial.slot for c in candidates}
-    least = max(shares) * (1 - study.space.quality_tolerance)
-    return front | {c.trial.slot for c in candidates if c.quality is not None and c.quality >= least}
+    trials = comparable(study, target)
+    shares = mean_quality(study, target, trials)
+    if not trials or shares is None:
+        return front | {trial.slot for trial in trials}
+    least = least_equal(max(shares), study.space.quality_tolerance)
+    return front | {trial.slot for trial, share in zip(trials, shares, strict=True) if share >= least}
 
 
 def _drop(study: StudyRecord, trial: TrialRecord, whole: bool) -> None:

@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmark.fresh_process import write_result
 from benchmark.interleaved import interleave
-from benchmark.results import write_json
 from evaluators.latency import PROMPT_TEXT, stream_marks
-from runtime.errors import OlivalError
 from runtime.model import MultiAdapterModel
 
 LEAST_ROUNDS, MOST_ROUNDS = 20, 200  # a median's interval needs some; small packages have them in seconds
@@ -108,13 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = time.monotonic()
             print(f"  {line}", file=sys.stderr, flush=True)
 
-    try:
-        seconds = time_packages(folders, options.metric, options.prompt_tokens, options.new_tokens, tell)
-        write_json(options.output, {"seconds": seconds})
-    except (OlivalError, OSError, RuntimeError) as error:  # a driver that fails is a RuntimeError of onnxruntime-genai
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    def seconds() -> dict[str, Any]:
+        return {"seconds": time_packages(folders, options.metric, options.prompt_tokens, options.new_tokens, tell)}
+
+    return write_result(options.output, seconds)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def olive_run(
             if run.is_alive():
                 _end(run)
         finally:
-            _signal(run, signal.SIGKILL)  # what it has left behind, too
+            _signal(run, "SIGKILL")  # what it has left behind, too
             held.close()
     return Exit(run.exitcode if run.exitcode is not None else -1, stopped, peak)
 
@@ -130,19 +130,20 @@ def _die_with_worker(lifeline: Connection) -> None:
 def _end(run: Any) -> None:
     """Asks the run to end, and ends it when it has not cleaned up in time; at once on a further Ctrl-C."""
     try:
-        _signal(run, signal.SIGTERM)
+        _signal(run, "SIGTERM")
         run.join(STOP_SECONDS)
     finally:
         if run.is_alive():
-            _signal(run, signal.SIGKILL)
+            _signal(run, "SIGKILL")
             run.join()
 
 
-def _signal(run: Any, number: signal.Signals) -> None:
+def _signal(run: Any, name: str) -> None:
     """To the run and to what it has started."""
-    if not hasattr(os, "killpg"):
+    if not hasattr(os, "killpg"):  # Windows, which has no SIGKILL either
         run.terminate()
         return
+    number = getattr(signal, name)
     try:
         os.killpg(run.pid, number)
     except (ProcessLookupError, PermissionError):  # it has just ended, or is so new that it has no group yet

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.criteria import SIZE_TOLERANCE, mean_quality, speed_metric, time_of, value_text
+from search.criteria import SIZE_TOLERANCE, least_equal, mean_quality, speed_metric, time_of, value_text
 from search.infeasible import why_none
 from search.metric_names import SIZE, kind
 from search.pareto import comparable
@@ -114,7 +114,7 @@ def _by_quality(contest: _Contest, study: StudyRecord) -> None:
         return
     names = [o.metric for o in study.space.objectives_of(contest.target) if kind(o.metric) == "quality"]
     best = max(trials, key=lambda t: (quality[t.slot], -t.slot))
-    least = quality[best.slot] - tolerance * abs(quality[best.slot]) - 1e-12  # the edge itself counts
+    least = least_equal(quality[best.slot], tolerance)
     equals = [t.slot for t in trials if quality[t.slot] >= least]
     contest.keep(equals, {t.slot: f"quality {_behind(quality[t.slot], quality[best.slot])} lower" for t in trials})
     within = f"within {100 * tolerance:g} % of the best"

@@ -116,6 +116,11 @@ def grid(parameters: Sequence[Parameter], most: int | None = None) -> list[dict[
     return list(itertools.islice(combine({}, parameters), most))
 
 
+def slots_of(space: Space) -> int:
+    """How many trials the study has: a grid ends when it has no further combination."""
+    return len(grid(space.parameters, space.trials)) if space.sampler["type"] == GRID else space.trials
+
+
 def grid_trials(space: Space) -> list[dict[str, Any]]:
     """Optuna's values of the grid's combinations, shuffled by the space's seed."""
     import numpy as np

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.distributions import distribution
 from search.new_values import new_values
-from search.samplers import GRID, draw, grid, grid_trials, make_sampler
+from search.samplers import GRID, draw, grid_trials, make_sampler, slots_of
 from search.space import Space
 from search.study import GRACE_SECONDS, HEARTBEAT_SECONDS
 from search.worker_identity import is_dead, this_worker
@@ -45,11 +45,6 @@ def mend(study: optuna.Study) -> None:
             _lose(study, trial, f"{name} gave no sign of life for {GRACE_SECONDS} s")
 
 
-def slots_of(space: Space) -> int:
-    """How many trials the study has: a grid ends when it has no further combination."""
-    return len(grid(space.parameters, space.trials)) if space.sampler["type"] == GRID else space.trials
-
-
 def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
     """Begins the next free slot's trial; None when there is none. `values_of` draws its values."""
     import optuna
@@ -69,18 +64,17 @@ def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
     if begun is None:
         return None
     study._thread_local.cached_all_trials = None  # which Optuna keeps while a trial is drawn
-    trial = study.get_trials(deepcopy=False)[begun[1]]
-    slot = trial.user_attrs[SLOT]
-    study.sampler = make_sampler(space, slot)
-    if not trial.params and (values := new_values(study, space, slot)) is not None:
-        study._storage.set_trial_system_attr(begun[0], "fixed_params", values)  # what Optuna takes in place of drawing
-    return optuna.Trial(study, begun[0])
+    frozen = storage_of(study).get_trial(begun)
+    study.sampler = make_sampler(space, frozen.user_attrs[SLOT])
+    if not frozen.params and (values := new_values(study, space, frozen.user_attrs[SLOT])) is not None:
+        storage_of(study).set_trial_system_attr(begun, "fixed_params", values)  # what Optuna takes in place of drawing
+    return optuna.Trial(study, begun)
 
 
 def values_of(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """The JSON value of every active parameter of a claimed trial; what it has no values for the sampler draws."""
     values = draw(trial, space.parameters)
-    trial.set_user_attr(PARAMETERS, values)
+    storage_of(trial.study).keep_drawn(trial._trial_id, {PARAMETERS: values})
     return values
 
 

@@ -16,7 +16,7 @@ from search.providers import short_name
 from search.pruning import pruner_problems
 from search.samplers import sampler_problems
 from search.space import DIRECTIONS, Constraint, Objective, Space
-from search.watch import JUDGED
+from search.watch import optunas
 from search.workflow_paths import path_problem
 
 KEYS = (
@@ -29,11 +29,13 @@ _CONSTRAINT = re.compile(r"\s*(?:(?P<target>[\w-]+)\s*:)?\s*(?P<metric>[\w-]+)\s
 def read_space(file: Path) -> Space:
     """The space of a file. Raises ConfigError with every problem: what is wrong, where, and what would be right."""
     content = _read_json(file, "space")
+    if "passes" in content and "parameters" not in content:
+        raise ConfigError([f"{file}: this is a workflow; a space file names it under 'workflow' (docs/search.md)"])
     problems = [f"{key}: unknown key; {nearest(key, KEYS)}" for key in content if key not in KEYS]
     problems += [
         f"{key}: is required" for key in ("workflow", "parameters", "objectives", "trials") if key not in content
     ]
-    name = str(content.get("name") or file.stem)
+    name = str(content.get("name", file.stem))
     if not re.fullmatch(r"[\w-]+", name):
         problems.append(f"name: '{name}' may have letters, digits, '_' and '-' only")
     files, workflows = _workflows(content.get("workflow"), problems)
@@ -54,20 +56,25 @@ def read_space(file: Path) -> Space:
     for index, pruner in enumerate(pruners):
         problems += _pruner_problems(pruner, "pruner" if len(pruners) == 1 else f"pruner.{index}", workflows)
 
-    def number(key: str, default: Any, least: float, kinds: tuple[type, ...], words: str) -> Any:
+    def number(
+        key: str, default: Any, least: float, kinds: tuple[type, ...], words: str, most: float = math.inf
+    ) -> Any:
         value = content.get(key, default)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < math.inf  # type: ignore[operator]
-        if value is not None and not good:
+        good = isinstance(value, int | float) and isinstance(value, kinds) and not isinstance(value, bool)
+        if value is not None and not (good and math.isfinite(value) and least <= value <= most):
             problems.append(f"{key}: must be {words}, but got {value!r}")
         return value
 
-    output = Path(content.get("output_dir") or Path("search-results") / name)
+    output = content.get("output_dir", str(Path("search-results") / name))
+    if not isinstance(output, str) or not output:
+        problems.append(f"output_dir: must be a folder's path, but got {output!r}")
+    output = Path(str(output))
     space_fields: dict[str, Any] = {
         "trials": number("trials", None, 1, (int,), "a whole number from 1"),
         "seed": number("seed", 0, 0, (int,), "a whole number from 0"),
         "retries": number("retries", 3, 0, (int,), "a whole number from 0"),
         "time_limit_seconds": number("time_limit_seconds", None, 0, (int, float), "a number of seconds"),
-        "quality_tolerance": number("quality_tolerance", 0.01, 0, (int, float), "a share such as 0.01"),
+        "quality_tolerance": number("quality_tolerance", 0.01, 0, (int, float), "a share from 0 to 1", 1),
         "storage": _storage(content.get("storage"), output, problems),
     }
     if problems:
@@ -82,7 +89,7 @@ def _pruner_problems(pruner: Any, where: str, workflows: Mapping[str, dict[str, 
     """Of Optuna's options and of ours, which say whose curve is judged."""
     if not isinstance(pruner, dict):
         return pruner_problems(pruner, where)
-    problems = pruner_problems({k: v for k, v in pruner.items() if k not in JUDGED}, where)
+    problems = pruner_problems(optunas(pruner), where)
     adapters = {name: task for workflow in workflows.values() for name, task in tasks(workflow).items()}
     adapter = pruner.get("adapter")
     if workflows and "adapter" in pruner and adapter not in adapters:
@@ -103,7 +110,8 @@ def _read_json(file: Path, what: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{file}: the {what} cannot be read: {error.strerror or error}"]) from None
+        where = "" if file.is_absolute() else f" (the current folder is {Path.cwd()})"
+        raise ConfigError([f"{file}: the {what} cannot be read: {error.strerror or error}{where}"]) from None
     except ValueError as error:
         raise ConfigError([f"{file}: the {what} is no JSON: {error}"]) from None
     if not isinstance(content, dict):
@@ -118,7 +126,7 @@ def _workflows(given: Any, problems: list[str]) -> tuple[dict[str, Path], dict[s
             given = {short_name(_read_json(Path(given), "workflow")): given}
         except ConfigError as error:
             problems += [f"workflow: {problem}" for problem in error.problems]
-            given = {}
+            return {}, {}
     if given is not None and not (
         isinstance(given, dict) and given and all(isinstance(path, str) for path in given.values())
     ):

@@ -9,6 +9,7 @@ from datetime import datetime
 from statistics import median
 
 from search.records import STATES, StudyRecord, TrialRecord
+from search.samplers import slots_of
 from search.space import Objective
 
 _OVER = ("complete", "pruned", "failed")
@@ -32,7 +33,7 @@ def finished(study: StudyRecord) -> list[TrialRecord]:
 def state_counts(study: StudyRecord) -> dict[str, int]:
     """How many slots are in each state, in the order of STATES; slots that were not begun are waiting."""
     counts = Counter(trial.state for trial in latest(study))
-    counts["waiting"] += max(0, study.space.trials - sum(counts.values()))
+    counts["waiting"] += max(0, slots_of(study.space) - sum(counts.values()))
     return {state: counts[state] for state in STATES if counts[state]}
 
 
@@ -66,7 +67,7 @@ def seconds_left(study: StudyRecord, now: datetime) -> float | None:
     """
     over = [t.seconds for t in finished(study) if t.seconds is not None]
     running = [t for t in latest(study) if t.state == "running"]
-    left = study.space.trials - len(finished(study))
+    left = slots_of(study.space) - len(finished(study))
     if not over or left <= 0:
         return None
     usual = median(over)
@@ -76,9 +77,9 @@ def seconds_left(study: StudyRecord, now: datetime) -> float | None:
 
 
 def failures(study: StudyRecord) -> dict[str, list[TrialRecord]]:
-    """Attempts that failed or were lost, by reason, the most frequent reason first."""
+    """Attempts that failed or were lost and were not made good, by reason, the most frequent reason first."""
     found: dict[str, list[TrialRecord]] = {}
-    for trial in study.trials:
+    for trial in latest(study):
         if trial.state in ("failed", "lost"):
             found.setdefault(trial.reason or "no reason is known", []).append(trial)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.storages._cached_storage import _CachedStorage
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, TrialState
 
@@ -30,28 +31,22 @@ class Storage(_CachedStorage):
     def __init__(self, backend: RDBStorage) -> None:
         super().__init__(backend)
         self._tell: Callable[[str], object] | None = None
+        self._drawn: dict[int, list[tuple[str, float, BaseDistribution]]] = {}
 
     def wait_and_tell(self, tell: Callable[[str], object] | None) -> None:
         """From now on a database that does not answer is waited for, and `tell` gets a line about it; None: no more."""
         self._tell = tell
 
-    def begin(
-        self, study_id: int, choose: Callable[[Sequence[FrozenTrial]], FrozenTrial | None]
-    ) -> tuple[int, int] | None:
-        """Adds the running trial that `choose` makes of all trials there are; (id, number), or None if it makes none.
+    def begin(self, study_id: int, choose: Callable[[Sequence[FrozenTrial]], FrozenTrial | None]) -> int | None:
+        """Adds the running trial that `choose` makes of all trials there are; its id, or None where it makes none.
 
         No other worker begins a trial of the study meanwhile.
         """
         if choose(self.get_all_trials(study_id, deepcopy=False)) is None:
             return None
-        added = self._begin(study_id, choose)
-        if added is not None:
-            self.get_all_trials(study_id, deepcopy=False)  # from here on the cache knows it
-        return added
+        return self._begin(study_id, choose)
 
-    def _begin(
-        self, study_id: int, choose: Callable[[Sequence[FrozenTrial]], FrozenTrial | None]
-    ) -> tuple[int, int] | None:
+    def _begin(self, study_id: int, choose: Callable[[Sequence[FrozenTrial]], FrozenTrial | None]) -> int | None:
         import sqlalchemy
         from optuna.storages._rdb import models
 
@@ -65,7 +60,30 @@ class Storage(_CachedStorage):
             trial = self._backend._get_prepared_new_trial(study_id, template, session)
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
             session.flush()
-            return int(trial.trial_id), int(trial.number)
+            return int(trial.trial_id)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Remembers a value until `keep_drawn`: a transaction for each would make SQLite's writers wait in line."""
+        self._drawn.setdefault(trial_id, []).append((param_name, param_value_internal, distribution))
+
+    def keep_drawn(self, trial_id: int, user_attrs: Mapping[str, Any]) -> None:
+        """Stores a trial's values with some attributes. Raises UpdateFinishedTrialError when it was taken over."""
+        import sqlalchemy
+        from optuna.storages._rdb import models
+
+        with sqlalchemy.orm.Session(self._backend.engine) as session, session.begin():
+            for name, value, distribution in self._drawn.get(trial_id, []):
+                # the study's space cannot change, so neither can a distribution
+                self._backend._set_trial_param_without_commit(
+                    session, trial_id, name, value, distribution, distribution
+                )
+            for key, kept in user_attrs.items():
+                self._backend._set_trial_attr_without_commit(
+                    session, models.TrialUserAttributeModel, trial_id, key, kept
+                )
+        self._drawn.pop(trial_id, None)
 
     def end(
         self,
@@ -141,19 +159,21 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 def _passes(error: Exception) -> bool:
     """Whether an error may go away by itself or by making room: no connection, a lock, a full disk."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, TimeoutError
 
     source = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if isinstance(source, TimeoutError) or (isinstance(source, DBAPIError) and source.connection_invalidated):
+    if isinstance(source, DBAPIError) and source.connection_invalidated:
+        return True
+    if isinstance(source, TimeoutError | PendingRollbackError):  # the latter: cut off within a transaction
         return True
     return isinstance(source, OperationalError | InterfaceError) and "no such table" not in str(source)
 
 
 for _name in (
-    "_begin", "end", "get_all_trials", "get_best_trial", "get_study_directions", "get_study_id_from_name",
+    "_begin", "end", "keep_drawn", "get_all_trials", "get_best_trial", "get_study_directions", "get_study_id_from_name",
     "get_study_name_from_id", "get_study_system_attrs", "get_study_user_attrs", "get_trial",
     "get_trial_id_from_study_id_trial_number", "get_trial_system_attrs", "get_trial_user_attrs",
-    "set_study_system_attr", "set_study_user_attr", "set_trial_intermediate_value", "set_trial_param",
+    "set_study_system_attr", "set_study_user_attr", "set_trial_intermediate_value",
     "set_trial_system_attr", "set_trial_user_attr", "_get_stale_trial_ids",
 ):  # fmt: skip
     setattr(Storage, _name, _patient(getattr(Storage, _name)))

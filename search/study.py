@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+from benchmark.results import write_text
 from runtime.errors import ConfigError, OlivalError
 from search.space import Space
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # without a heartbeat after which a worker on another machine counts as lost
+_RACE = re.compile("exist|lock|unique|duplicate", re.I)  # what several workers that make the tables at once are told
+_known_targets: WeakKeyDictionary[optuna.Study, dict[str, Any]] = WeakKeyDictionary()  # they never change
+OWNER = "study.txt"  # names the study that an output folder belongs to
+_OF_VALUE = ("RUNNING", "COMPLETE", "PRUNED")  # states of trials that a new start would lose
 _SPACE, _TARGETS = "space", "targets"  # user attributes of the study
 
 
@@ -52,18 +59,18 @@ def open_storage(space: Space) -> Storage:
                 )
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == 7:
+            if attempt == 7 or not _RACE.search(cause(error)):
                 shown = url.render_as_string(hide_password=True)
                 raise OlivalError(f"{space.file}: storage {shown} cannot be opened: {cause(error)}") from None
-            # workers that start at once make the tables at once
-            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))  # workers that start at once all make the tables
     raise AssertionError("the loop returns or raises")
 
 
 def _engine_arguments(url: URL) -> dict[str, Any]:
     """SQLAlchemy's, so that a worker notices when it is cut off from the database."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": 10}}  # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        # seconds for another worker's write; Ctrl-C is not heard meanwhile
+        return {"connect_args": {} if "timeout" in url.query else {"timeout": 10}}
     if url.get_backend_name() != "postgresql":
         return {"pool_pre_ping": True}
     # libpq's: seconds; the last one, for what was sent and not confirmed, milliseconds
@@ -81,22 +88,22 @@ def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> o
     """
     import optuna
 
+    _check_folder(space)
+    if not_measured is None and not _is_there(space):
+        raise _not_begun(space)
     storage = open_storage(space)
     if not_measured is None:
         try:
             study = optuna.load_study(study_name=space.name, storage=storage)
         except KeyError:
-            raise OlivalError(f"{space.file}: the study '{space.name}' has not begun; python -m search run") from None
+            raise _not_begun(space) from None
     else:
         study = _make_or_load(space, storage, not_measured)
-    begun = _attribute(study, _SPACE)
-    described = _described(space)
-    problems = [
-        f"{space.file}: {key}: the study '{space.name}' was begun with {_short(begun.get(key))}, and this is "
-        f"{_short(value)}; a changed search needs another name or output_dir"
-        for key, value in described.items()
-        if begun.get(key) != value
-    ]
+        if _changes(study, space) and not any(trial.state.name in _OF_VALUE for trial in study.get_trials()):
+            optuna.delete_study(study_name=space.name, storage=storage)  # nothing was measured yet
+            study = _make_or_load(space, storage, not_measured)
+        _own_folder(space)
+    problems = _changes(study, space)
     if not_measured is not None:
         lacking = [t for t in _attribute(study, _TARGETS)["measured"] if t in not_measured]
         problems += [
@@ -108,24 +115,69 @@ def open_study(space: Space, not_measured: Mapping[str, str] | None = None) -> o
     return study
 
 
+def _changes(study: optuna.Study, space: Space) -> list[str]:
+    """Where the space is not the one that the study was begun with."""
+    begun, now = _attribute(study, _SPACE), _described(space)
+    return [
+        f"{space.file}: {key}: the study '{space.name}' was begun with {_short(begun.get(key))}, and this is "
+        f"{_short(now.get(key))}; a changed search needs another name and output_dir"
+        for key in [*now, *(key for key in begun if key not in now)]
+        if begun.get(key) != now.get(key)
+    ]
+
+
+def _check_folder(space: Space) -> None:
+    """Raises ConfigError where another study, or something that is no folder, has the output folder."""
+    if space.output.exists() and not space.output.is_dir():
+        raise ConfigError([f"{space.file}: output_dir: {space.output} is a file, not a folder"])
+    owner = space.output / OWNER
+    name = owner.read_text(encoding="utf-8").strip() if owner.is_file() else space.name
+    if name != space.name:
+        raise ConfigError(
+            [f"{space.file}: output_dir: {space.output} belongs to the study '{name}', and this is '{space.name}'; "
+             f"take another folder"]
+        )  # fmt: skip
+
+
+def _own_folder(space: Space) -> None:
+    try:
+        space.output.mkdir(parents=True, exist_ok=True)
+        write_text(space.output / OWNER, space.name + "\n")
+    except OSError as error:
+        raise OlivalError(f"{space.file}: output_dir: {space.output} cannot be written: {error.strerror}") from None
+
+
+def _is_there(space: Space) -> bool:
+    """Whether the database may exist; looking at a SQLite file would make it."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(space.storage)
+    return url.get_backend_name() != "sqlite" or not url.database or Path(url.database).exists()
+
+
+def _not_begun(space: Space) -> OlivalError:
+    return OlivalError(f"the study '{space.name}' has not begun; `python -m search run {space.file}` begins it")
+
+
 def study_targets(study: optuna.Study) -> tuple[list[str], dict[str, str]]:
     """(targets that are measured, {target that is not: why})."""
-    targets = _attribute(study, _TARGETS)
-    return targets["measured"], targets["not_measured"]
+    if study not in _known_targets:
+        _known_targets[study] = _attribute(study, _TARGETS)
+    return _known_targets[study]["measured"], _known_targets[study]["not_measured"]
 
 
 def _described(space: Space) -> dict[str, Any]:
     """What must stay the same for trials to be comparable."""
     described: dict[str, Any] = {
-        "parameters": {
-            p.name: json.loads(json.dumps({k: v if not hasattr(v, "items") else dict(v) for k, v in vars(p).items()}))
-            for p in space.parameters
-        },
         "objectives": [[o.target, o.metric, o.direction] for o in space.objectives],
         "constraints": [[c.target, str(c)] for c in space.constraints],
         "seed": space.seed,
         "sampler": dict(space.sampler),
     }
+    for parameter in space.parameters:
+        for key, value in vars(parameter).items():
+            plain = dict(value) if hasattr(value, "items") else value
+            described[f"parameters.{parameter.name}.{key}"] = json.loads(json.dumps(plain))
     for target, file in space.workflows.items():
         content = json.dumps(space.workflow(target), sort_keys=True)
         described[f"workflow.{target}"] = f"{file} with sha256 {hashlib.sha256(content.encode()).hexdigest()[:12]}"

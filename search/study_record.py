@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.infeasible import constraint_text
 from search.records import StudyRecord, TrialRecord
-from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost, slots_of
+from search.samplers import slots_of
+from search.slots import ATTEMPT, PARAMETERS, REASON, SLOT, WORKER, by_slot, is_lost
 from search.space import Space
 from search.study import open_study, study_targets
 from search.trial import FOLDER, INTERVALS, METRICS, NOTES
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+_MEANS = 50  # points of an evaluation's curve
 _MEASURED_AGAIN = "measured_again"  # user attribute of the study
 
 
@@ -25,15 +29,14 @@ def read_study(space: Space) -> StudyRecord:
     return read_record(space, open_study(space))
 
 
-def read_measured_again(space: Space) -> dict[str, Any]:
+def measured_again(study: optuna.Study) -> dict[str, Any]:
     """What was measured again to tell packages of like latency apart: {target: as search.remeasure has it}."""
-    kept: dict[str, Any] = open_study(space).user_attrs.get(_MEASURED_AGAIN) or {}
+    kept: dict[str, Any] = study.user_attrs.get(_MEASURED_AGAIN) or {}
     return kept
 
 
-def keep_measured_again(space: Space, measured: dict[str, Any]) -> None:
+def keep_measured_again(study: optuna.Study, measured: dict[str, Any]) -> None:
     """Stores it, for every machine's next `best`."""
-    study = open_study(space)
     if study.user_attrs.get(_MEASURED_AGAIN) != measured and measured:
         study.set_user_attr(_MEASURED_AGAIN, measured)
 
@@ -45,11 +48,6 @@ def read_record(space: Space, study: optuna.Study) -> StudyRecord:
     tried = [trials for slot, trials in by_slot(study).items() if slot < wanted]
     trials = [_record(space, trial, measured) for attempts in tried for trial in attempts]
     return StudyRecord(space, tuple(trials), tuple(measured), not_measured)
-
-
-def read_trial(space: Space, study: optuna.Study, number: int) -> TrialRecord:
-    """One trial by Optuna's number."""
-    return _record(space, study.get_trials(deepcopy=False)[number], study_targets(study)[0])
 
 
 def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecord:
@@ -72,13 +70,27 @@ def _record(space: Space, trial: FrozenTrial, measured: list[str]) -> TrialRecor
         intervals={t: {m: (b[0], b[1]) for m, b in found.items()} for t, found in (kept.get(INTERVALS) or {}).items()},
         violated=violated,
         reason=kept.get(REASON) or ("; ".join(notes) or None),
-        curves={n: {int(s): v for s, v in curve.items() if v is not None} for n, curve in curves.items()},
+        curves={name: _curve(name, values) for name, values in curves.items()},
         folder=_folder(space, kept),
-        started=trial.datetime_start,
-        finished=trial.datetime_complete,
+        started=_aware(trial.datetime_start),
+        finished=_aware(trial.datetime_complete),
         worker=f"{worker['name']}:{worker['pid']}" if worker else None,
         number=trial.number,
     )
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """Optuna stores the worker's local time without its zone."""
+    return moment.astimezone() if moment is not None else None
+
+
+def _curve(name: str, kept: dict[str, float | None]) -> dict[int, float]:
+    """Validations as they came; of an evaluation the mean of the rows until then, after each further share of them."""
+    if " evaluation " not in name:
+        return {int(step): value for step, value in kept.items() if value is not None}
+    rows = [value for value in kept.values() if value is not None]
+    ends = sorted({round(len(rows) * part / _MEANS) for part in range(1, _MEANS + 1)} - {0})
+    return {end: sum(rows[:end]) / end for end in ends}
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -86,10 +98,8 @@ def _state(trial: FrozenTrial) -> str:
         return "lost"
     if trial.state.name == "FAIL":
         return "failed"
-    return {"RUNNING": "running", "WAITING": "waiting", "COMPLETE": "complete", "PRUNED": "pruned"}[trial.state.name]
+    return trial.state.name.lower()
 
 
-def _folder(space: Space, kept: dict[str, Any]) -> Any:
-    from pathlib import Path
-
+def _folder(space: Space, kept: dict[str, Any]) -> Path:
     return Path(kept[FOLDER]) if FOLDER in kept else trial_folder(space, kept[SLOT], kept[ATTEMPT])

@@ -38,7 +38,7 @@ def run_trial(
     """Ends `trial` as complete, pruned or failed; each with what was measured and the reason in user attributes."""
     slot, attempt = trial.user_attrs[SLOT], trial.user_attrs[ATTEMPT]
     folder = trial_folder(space, slot, attempt)
-    trial.set_user_attr(FOLDER, str(folder))
+    kept: dict[str, Any] = {FOLDER: str(folder)}
     watch = Watch(space, study, trial, given_up, show)
     outcome, reason = "failed", None
     metrics: dict[str, dict[str, float]] = {}
@@ -47,8 +47,8 @@ def run_trial(
         files = write_workflows(space, values, folder, slot)
         if same := _same_values(study, values):
             metrics, intervals = same.user_attrs[METRICS], same.user_attrs[INTERVALS]
-            trial.set_user_attr(NOTES, [f"same values as trial {same.user_attrs[SLOT]}, which was not run again"])
-            trial.set_user_attr(FOLDER, same.user_attrs[FOLDER])
+            kept[NOTES] = [f"same values as trial {same.user_attrs[SLOT]}, which was not run again"]
+            kept[FOLDER] = same.user_attrs[FOLDER]
             outcome = "complete"
         else:
             outcome, reason = _run_targets(space, study, files, run, watch, metrics, intervals)
@@ -60,7 +60,7 @@ def run_trial(
     if outcome == "complete":
         reason = _unmeasured(space, study, metrics)
         outcome = "failed" if reason else "complete"
-    _end(space, study, trial, outcome, reason, metrics, intervals)
+    _end(space, study, trial, outcome, reason, metrics, intervals, kept)
 
 
 def _run_targets(
@@ -76,7 +76,7 @@ def _run_targets(
     targets = study_targets(study)[0]
     for target in sorted(files, key=lambda t: t not in targets):
         place = files[target].parent
-        watch.follow(place / VALUES_FILE)
+        watch.follow(place / VALUES_FILE, target)
         ended = run(files[target], place / LOG, place / VALUES_FILE, watch.poll)
         of = f"{target}: " if space.several_targets else ""
         if ended.stopped == GIVEN_UP:
@@ -107,12 +107,8 @@ def _unmeasured(space: Space, study: optuna.Study, metrics: Mapping[str, Mapping
     wanted = [(t, m) for t, m in objectives + constraints if t in study_targets(study)[0]]
     missing = [f"{m} of {t}" for t, m in wanted if m not in metrics.get(t, {})]
     broken = [f"{m} of {t}" for t, m in wanted if m in metrics.get(t, {}) and not math.isfinite(metrics[t][m])]
-    if missing or broken:
-        parts = [f"not measured: {', '.join(missing)}"] * bool(missing) + [f"no number: {', '.join(broken)}"] * bool(
-            broken
-        )
-        return "; ".join(parts)
-    return None
+    parts = [("not measured", missing), ("no number", broken)]
+    return "; ".join(f"{words}: {', '.join(found)}" for words, found in parts if found) or None
 
 
 def _end(
@@ -123,12 +119,13 @@ def _end(
     reason: str | None,
     metrics: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
+    kept: dict[str, Any],
 ) -> None:
     """Stores what was measured, what was decided and the state at once."""
     from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
     from optuna.trial import TrialState
 
-    kept: dict[str, Any] = {
+    kept |= {
         OUTCOME: outcome,
         METRICS: {t: {m: v for m, v in found.items() if math.isfinite(v)} for t, found in metrics.items()},
         INTERVALS: {t: {m: list(bounds) for m, bounds in found.items()} for t, found in intervals.items()},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.results import write_text
 from search.space import Space
 from search.workflow_paths import REMOVE, set_value
 
@@ -38,7 +38,7 @@ def write_workflows(space: Space, values: Mapping[str, Any], folder: Path, slot:
         workflow["workflow_id"] = f"{workflow.get('workflow_id', 'search')}-{space.name}-{target}-{slot:04d}"
         place.mkdir(parents=True)
         files[target] = place / WORKFLOW
-        _write(files[target], json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
+        write_text(files[target], json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
     return files
 
 
@@ -67,9 +67,3 @@ def drop_run_cache(file: Path) -> None:
     """Removes what Olive keeps of one finished run; trained adapters stay, they lie beside it for all runs."""
     workflow = json.loads(file.read_text(encoding="utf-8"))
     shutil.rmtree(Path(workflow.get("cache_dir", ".olive-cache")) / workflow["workflow_id"], ignore_errors=True)
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

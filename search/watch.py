@@ -35,13 +35,18 @@ class Watch:
         self._space, self._study, self._trial, self._given_up, self._show = space, study, trial, given_up, show
         self._memory: dict[str, Any] = {}
         self._past: dict[str, list[Curve]] = {}
-        self._file, self._offset = Path(), 0
+        self._file, self._offset, self._rows_count = Path(), 0, True
         self._written = 0.0
         self._pruners = [(p, *_judged(space, p)) for p in space.pruners if p["type"] != "none"]
+        self._told = self._pruners[0][1:] if self._pruners else _judged(space, {"type": "none"})
 
-    def follow(self, values: Path) -> None:
-        """Takes up the file that the next run writes its intermediate values to."""
+    def follow(self, values: Path, target: str) -> None:
+        """Takes up the file that the run of a target writes its intermediate values to.
+
+        Rows of evaluations count on the first objective's target only: another target's package scores its own.
+        """
         self._file, self._offset = values, 0
+        self._rows_count = target == self._space.objectives[0].target
 
     def poll(self) -> str | None:
         """Reads what has come; the reason to stop the trial, or None."""
@@ -82,7 +87,7 @@ class Watch:
                 self.curves.setdefault(f"{adapter} training {metric}", {})[int(line["step"])] = score
             self._report(adapter, line)
             return {f"{adapter} training {metric}" for metric in line["values"]}
-        if stage == "evaluation" and "rows" in line:
+        if stage == "evaluation" and "rows" in line and self._rows_count:
             name = f"{adapter} evaluation {line['metric']}"
             curve = self.curves.setdefault(name, {})
             curve |= {int(row): float(value) for row, value in line["rows"]}
@@ -102,7 +107,7 @@ class Watch:
         first = self._space.objectives[0]
         if len(self._study.directions) > 1:
             return
-        name, way = (self._pruners[0][1], self._pruners[0][2]) if self._pruners else _judged(self._space, {"type": ""})
+        name, way = self._told
         metric = name.rpartition(" ")[2]
         if (
             way == first.direction
@@ -117,8 +122,7 @@ class Watch:
         slot = int(self._trial.user_attrs[SLOT])
         kept = self._memory.setdefault(str(number), {})
         before = dict(kept)
-        own = {key: value for key, value in options.items() if key not in JUDGED}
-        stop = judge(own, way, slot, self._past[name], self.curves[name], kept)
+        stop = judge(optunas(options), way, slot, self._past[name], self.curves[name], kept)
         if kept != before:
             self._trial.set_user_attr(MEMORY, self._memory)
         return stop
@@ -140,6 +144,11 @@ class Watch:
 
 
 GIVEN_UP = "given up"  # another worker has taken the trial over
+
+
+def optunas(pruner: Mapping[str, Any]) -> dict[str, Any]:
+    """A pruner's options without ours."""
+    return {key: value for key, value in pruner.items() if key not in JUDGED}
 
 
 def _judged(space: Space, pruner: Mapping[str, Any]) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from search.providers import absent_targets
 from search.records import StudyRecord, TrialRecord
 from search.slots import ATTEMPT, SLOT, claim, give_back, heartbeat, is_over, mend, storage_of, values_of
 from search.space import Space
-from search.study import GRACE_SECONDS, open_study
-from search.study_record import read_record, read_trial
+from search.study import GRACE_SECONDS, open_study, study_targets
+from search.study_record import read_record
 from search.trial import RunWorkflow, run_trial
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def work(space: Space, run: RunWorkflow = olive_run, most: int | None = None) ->
     storage = storage_of(study)
     with Progress(space, study=read_record(space, study)) as progress, _term_as_ctrl_c():
         storage.wait_and_tell(progress.note)
+        for target, why in study_targets(study)[1].items():
+            progress.note(f"{target} is built and checked, not measured: {why}")
         try:
             return _work(space, study, run, most, progress)
         except KeyboardInterrupt:
@@ -75,12 +77,13 @@ def _work(space: Space, study: optuna.Study, run: RunWorkflow, most: int | None,
             continue
         waiting = False
         _run_claimed(space, study, trial, run, progress)
-        record, own = read_record(space, study), read_trial(space, study, trial.number)
+        record = read_record(space, study)
+        own = next(t for t in record.trials if t.number == trial.number)
         drop_beaten_packages(record)
         progress.trial_finished(own, record)
         ended.append(own)
-        if not is_over(study, space):
-            _stop_if_nothing_succeeds(space, record, ended)
+        if (reason := _nothing_succeeds(space, record, ended)) and not is_over(study, space):
+            raise OlivalError(reason)
 
 
 def _run_claimed(space: Space, study: optuna.Study, trial: optuna.Trial, run: RunWorkflow, progress: Progress) -> None:
@@ -101,21 +104,22 @@ def _run_claimed(space: Space, study: optuna.Study, trial: optuna.Trial, run: Ru
         )
 
 
-def _stop_if_nothing_succeeds(space: Space, study: StudyRecord, ended: list[TrialRecord]) -> None:
-    """Raises OlivalError where going on would only use the study's trials up."""
+def _nothing_succeeds(space: Space, study: StudyRecord, ended: list[TrialRecord]) -> str | None:
+    """Why going on would only use the study's trials up; None where it would not."""
     failed = [trial for trial in study.trials if trial.state == "failed"]
     if len(failed) >= MOST_FAILURES and not any(trial.state in ("complete", "pruned") for trial in study.trials):
-        raise OlivalError(
+        return (
             f"none of the study's {len(failed)} trials succeeded, so this worker stops; the last one: "
             f"{failed[-1].reason} ({failed[-1].folder}). After a repair of what is outside the workflow, "
             f"`python -m search run {space.file}` goes on; a changed workflow needs another name or output_dir"
         )
     last = ended[-MOST_FAILURES:]
     if len(last) == MOST_FAILURES and all(trial.state == "failed" and is_full_disk(trial.reason) for trial in last):
-        raise OlivalError(
+        return (
             f"{last[-1].reason}; so it was in the last {MOST_FAILURES} trials, and this worker stops. "
             f"With more room `python -m search run {space.file}` goes on"
         )
+    return None
 
 
 def _give_back(study: optuna.Study) -> None:

@@ -7,6 +7,7 @@ import os
 # before anything imports these libraries: no network, no telemetry
 os.environ.update(HF_HUB_OFFLINE="1", OLIVE_DISABLE_TELEMETRY="1", ORT_DISABLE_TELEMETRY="1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # tiny models gain nothing from more
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the cores are shared with other tests
 
 import json
 from collections.abc import Callable

@@ -47,7 +47,7 @@ def test_python_examples_compile() -> None:
 def test_every_dependency_is_pinned_with_a_reason() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    needed = [requirement.split(";")[0] for requirements in lists for requirement in requirements]
+    needed = [re.split(r"[\[;]", requirement)[0] for requirements in lists for requirement in requirements]
     pins = {}
     for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

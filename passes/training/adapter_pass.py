@@ -75,13 +75,13 @@ def _add_baselines(
 ) -> None:
     """Writes baselines.json beside a finished adapter, once; a run killed here loses no training.
 
-    They depend on the base and the data alone, so all adapters of one task in the store share them.
+    They depend on the base and the data alone, so all adapters of one task share them, beside the store.
     """
     file = folder / "baselines.json"
     if file.exists():
         return
     parts = [base_fingerprint(base), train_data.fingerprint, validation_data.fingerprint]
-    shared = store_folder() / f"baselines-{adapter_key({'of': parts})[:16]}.json"
+    shared = store_folder().with_name("baselines") / f"{adapter_key({'of': parts})[:16]}.json"
     if not shared.exists():
         from passes.training.baselines import classification_baselines
 
@@ -93,6 +93,7 @@ def _add_baselines(
 
 
 def _write_once(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

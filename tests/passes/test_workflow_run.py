@@ -1,24 +1,28 @@
 """The real `olive run` in a process of its own: it ends with a whole package, or says why not and changes nothing.
 
-A start costs seconds of imports, so the runs are shared: one workflow is killed three times, completed, then changed.
+Runs are shared: one workflow is killed three times, completed, then changed. Each is forked from a server that has
+imported Olive once, where the system can fork; the console script itself runs the workflow that fails at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from evaluators.intermediate_values import VARIABLE, read_from
+from search.olive_run import PRELOADED
 from tests.passes.conftest import REPOSITORY, adapter_step, data_config, mood_data, workflow, write_mood_csv
 
 PATIENCE_S = 120  # for one run; on two free cores it takes about ten seconds
@@ -49,27 +53,19 @@ class Olive:
         }
         return content
 
-    def start(self, content: dict[str, Any]) -> subprocess.Popen[str]:
+    def write(self, content: dict[str, Any]) -> Path:
         file = self.folder / "workflow.json"
         file.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OLIVE_DISABLE_TELEMETRY": "1",
-            "ORT_DISABLE_TELEMETRY": "1",
-        }
-        environment |= {"OMP_NUM_THREADS": "2", "COLUMNS": "160"}
-        del environment["OLIVE_CACHE_DIR"]  # the workflow's cache_dir decides
-        with (self.folder / "stdout").open("w") as stdout, (self.folder / "stderr").open("w") as stderr:
-            return subprocess.Popen(
-                ["olive", "run", "--config", str(file)],
-                cwd=REPOSITORY,
-                env=environment,
-                stdout=stdout,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-            )
+        return file
+
+    def start(self, content: dict[str, Any]) -> multiprocessing.Process:
+        way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context: Any = multiprocessing.get_context(way)
+        context.set_forkserver_preload(list(PRELOADED))
+        # what the server had at its start is not what the test has set since
+        process = context.Process(target=_olive, args=(self.folder, self.write(content), dict(os.environ)))
+        process.start()
+        return cast(multiprocessing.Process, process)
 
     def stderr(self) -> str:
         return (self.folder / "stderr").read_text(encoding="utf-8")
@@ -77,11 +73,11 @@ class Olive:
     def run(self, content: dict[str, Any]) -> tuple[int, str, str]:
         """Runs to the end: exit code, stdout, stderr."""
         process = self.start(content)
-        try:
-            code = process.wait(PATIENCE_S)
-        finally:
-            process.kill()
-        return code, (self.folder / "stdout").read_text(encoding="utf-8"), self.stderr()
+        process.join(PATIENCE_S)
+        process.kill()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode, (self.folder / "stdout").read_text(encoding="utf-8"), self.stderr()
 
     def kill_when(self, reached: Callable[[], bool], at_most_s: float) -> None:
         """Starts the workflow, waits for a moment and up to `at_most_s` more, and kills it with all its children."""
@@ -89,16 +85,16 @@ class Olive:
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not reached():
-                assert process.poll() is None, f"the run ended before it could be killed:\n{self.stderr()}"
+                assert process.is_alive(), f"the run ended before it could be killed:\n{self.stderr()}"
                 assert time.monotonic() < deadline, f"the moment never came:\n{self.stderr()}"
                 time.sleep(0.005)
             time.sleep(random.uniform(0, at_most_s))
-            assert process.poll() is None, f"the run ended before it was killed:\n{self.stderr()}"
+            assert process.is_alive(), f"the run ended before it was killed:\n{self.stderr()}"
         finally:
-            if process.poll() is None:
+            if process.is_alive():
                 for child in [*psutil.Process(process.pid).children(recursive=True), process]:
                     child.kill()
-            process.wait()
+            process.join()
         self.errors.append(self.stderr())
 
     def adapters(self) -> dict[str, tuple[str, int, int]]:
@@ -113,6 +109,20 @@ class Olive:
 
     def unfinished(self, name: str) -> bool:
         return any((self.folder / "cache" / "adapters").glob(f"{name}-*.unfinished-*"))
+
+
+def _olive(folder: Path, workflow: Path, environment: dict[str, str]) -> None:
+    """In the new process: what the console script `olive` does."""
+    os.environ.clear()
+    os.environ.update(environment, COLUMNS="160")
+    del os.environ["OLIVE_CACHE_DIR"]  # the workflow's cache_dir decides
+    os.chdir(REPOSITORY)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.argv = ["olive", "run", "--config", str(workflow)]
+    from olive.cli.launcher import main
+
+    sys.exit(main())
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -216,10 +226,22 @@ def test_the_package_is_whole_and_serves_its_adapters(finished: Finished) -> Non
         assert "unfinished" not in file.read_text(encoding="utf-8"), file.name
 
 
-def fails(olive: Olive, content: dict[str, Any]) -> tuple[str, str]:
+def command(olive: Olive, content: dict[str, Any]) -> tuple[int, str, str]:
+    """As Olive.run, by the console script."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "OLIVE_CACHE_DIR"}
+    arguments = ["olive", "run", "--config", str(olive.write(content))]
+    done = subprocess.run(
+        arguments, cwd=REPOSITORY, env=surroundings, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def fails(
+    olive: Olive, content: dict[str, Any], run: Callable[[Olive, dict[str, Any]], tuple[int, str, str]] = Olive.run
+) -> tuple[str, str]:
     """Runs a workflow that must fail and leave the package as it is; returns its one error and its stdout."""
     before, adapters = hashes(olive.out), olive.adapters()
-    code, stdout, stderr = olive.run(content)
+    code, stdout, stderr = run(olive, content)
     assert code == 1
     assert hashes(olive.out) == before and leftovers(olive.folder) == []
     assert olive.adapters() == adapters
@@ -230,7 +252,7 @@ def fails(olive: Olive, content: dict[str, Any]) -> tuple[str, str]:
 def test_a_bad_option_fails_before_anything_runs(finished: Finished) -> None:
     content = finished.olive.workflow()
     content["passes"]["mood"]["rnk"] = 4
-    error, stdout = fails(finished.olive, content)
+    error, stdout = fails(finished.olive, content, command)
     file = finished.olive.folder / "workflow.json"
     assert error.startswith(f"error: {file}: passes.mood.rnk: unknown option; did you mean 'rank'? Valid: ")
     assert error.count("\n") == 0 and stdout == ""

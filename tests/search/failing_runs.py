@@ -131,6 +131,12 @@ def cannot_start(*_: object) -> Exit:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials/0000/log.txt")
 
 
+def slow(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+    """Long enough for a test to see that there is more to come."""
+    time.sleep(0.4)
+    return fake_run(workflow, log, values, stop)
+
+
 def full_after_two(workflow: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
     """The disk is full from the third trial on."""
     if int(workflow.parent.name[:4]) >= 2:

@@ -130,6 +130,7 @@ def _be_worker(space: str, run: str, kill_at: int | None, number: int, command_l
         os.dup2(log, 1)
         os.dup2(log, 2)
         _trust_the_system()
+        _be_full_while_there_is(Path(space).parent / "full")
         _at_transaction(1, lambda: print("reached the database", flush=True))
         if kill_at is not None:
             _at_transaction(kill_at, lambda: os.kill(os.getpid(), number))
@@ -175,6 +176,19 @@ def _at_transaction(wanted: int, act: Callable[[], object]) -> None:
 
     event.listen(Engine, "before_cursor_execute", about_to_execute)
     event.listen(Engine, "commit", about_to_commit)
+
+
+def _be_full_while_there_is(file: Path) -> None:
+    """SQLite finds no room for more while the file exists."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def taken_from_the_pool(connection: Any, *_: object) -> None:
+        if type(connection).__module__.startswith("sqlite3"):
+            pages = 1 if file.exists() else 2**30  # at least those that it has
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    event.listen(Engine, "checkout", taken_from_the_pool)
 
 
 def _trust_the_system() -> None:

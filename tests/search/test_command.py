@@ -27,8 +27,8 @@ def test_a_finished_study_is_shown_and_reported(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("command", ["status", "report", "best"])
 def test_a_study_that_has_not_begun(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_space(tmp_path)
-    assert main([command, str(file)]) == 1
-    assert "the study 'fake' has not begun; python -m search run" in capsys.readouterr().err
+    assert main([command, str(file)]) == 1 and not (tmp_path / "results").exists()
+    assert "the study 'fake' has not begun; `python -m search run" in capsys.readouterr().err
 
 
 def test_errors_go_to_stderr_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,5 +42,5 @@ def test_errors_go_to_stderr_with_exit_code_1(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_storage_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_space(tmp_path, storage=f"sqlite:///{tmp_path}/fake.json/study.db")
-    assert main(["status", str(file)]) == 1
+    assert main(["run", str(file)]) == 1
     assert "fake.json: File exists" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_a_running_study() -> None:
     assert ["spam-accuracy", "0.9767", "10", "learning_rate", "0.001389,", "rank", "28,", "precision", "int8"] in rows
     assert "  trial 29 on box:4242 for 12 s, spam training accuracy 0." in text and "at step 90" in text
     assert "  2 (trials 6, 17): PackageError: models/tiny/model.onnx: no space left on device" in text
-    assert "  1 (trial 9): the worker gave no sign of life for 60 s" in text
+    assert "no sign of life" not in text  # it was tried again
 
 
 def test_nothing_begun() -> None:
@@ -83,7 +83,7 @@ def test_counts_are_of_slots() -> None:
     study = StudyRecord(space, (again, lost, waiting, gone), ("target",), {})
     assert latest(study) == [again, waiting, gone] and finished(study) == [again, gone]
     assert state_counts(study) == {"waiting": 1, "complete": 1, "lost": 2}
-    assert failures(study) == {"the worker gave no sign of life for 60 s": [lost, waiting, gone]}
+    assert failures(study) == {"the worker gave no sign of life for 60 s": [waiting, gone]}
 
 
 def test_the_best() -> None:

@@ -67,8 +67,11 @@ def assert_same(disturbed: dict[int, TrialRecord], undisturbed: dict[int, TrialR
     for slot, trial in undisturbed.items():
         assert disturbed[slot].parameters == trial.parameters, slot
         assert disturbed[slot].metrics == trial.metrics
-    best = [max(t.metrics["target"]["spam-accuracy"] for t in trials.values()) for trials in (disturbed, undisturbed)]
-    assert best[0] == best[1]
+    assert best_value(disturbed) == best_value(undisturbed)
+
+
+def best_value(trials: dict[int, TrialRecord]) -> float:
+    return max(trial.metrics["cpu"]["spam-accuracy"] for trial in trials.values())
 
 
 def two_spaces(folder: Path, **changes: Any) -> tuple[Path, Path]:
@@ -96,7 +99,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path, nursery: Nursery, sampler: 
     assert_same(found, undisturbed)
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", *slow("cmaes", "tpe", "grid")])
+@pytest.mark.parametrize("sampler", slow("nsga2", "cmaes", "tpe", "grid"))
 def test_a_kill_at_every_transaction(tmp_path: Path, nursery: Nursery, sampler: str) -> None:
     """Each worker is killed one transaction later than the one before it, until one reaches the study's end."""
     calm, rough = two_spaces(tmp_path, trials=5, **SAMPLERS[sampler])
@@ -106,6 +109,6 @@ def test_a_kill_at_every_transaction(tmp_path: Path, nursery: Nursery, sampler: 
             break
         codes.append(nursery.run(rough, kill_at=moment))
     assert codes[-1] == 0, codes
-    assert len(codes) > 30
+    assert len(codes) > 15
     assert nursery.run(calm) == 0
     assert_same(ended(rough), ended(calm))

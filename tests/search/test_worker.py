@@ -12,6 +12,7 @@ import pytest
 
 from runtime.errors import ConfigError
 from search.olive_run import Exit
+from search.status import print_status
 from search.study import open_study
 from search.study_record import read_study
 from search.trial_files import trial_workflow
@@ -151,9 +152,49 @@ def test_packages_that_are_beaten_lose_their_model_files(tmp_path: Path) -> None
 def test_a_changed_space_is_another_study(tmp_path: Path) -> None:
     work(make_space(tmp_path, trials=2), fake_run)
     assert work(make_space(tmp_path, trials=3), fake_run)  # more trials are the same study
-    with pytest.raises(ConfigError, match=r"parameters: the study 'fake' was begun with .* needs another name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"parameters.precision.name: the study 'fake' was begun with .* and this is null; .* needs another",
+    ):
         work(make_space(tmp_path, parameters=RANK), fake_run)
     space = make_space(tmp_path)
     (tmp_path / "fake.json").write_text(json.dumps(workflow(workflow_id="changed")), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"workflow.cpu: the study 'fake' was begun with .*fake.json with sha256"):
         work(space, fake_run)
+
+
+def test_a_study_without_a_measurement_begins_anew(tmp_path: Path) -> None:
+    failing = make_space(tmp_path, trials=1)
+    work(failing, lambda *_: Exit(3, None, 1))
+    assert [t.state for t in read_study(failing).trials] == ["failed"]
+    repaired = make_space(tmp_path, trials=2, parameters=RANK)
+    assert work(repaired, fake_run)
+    assert [t.state for t in read_study(repaired).trials] == ["complete"] * 2
+
+
+def test_a_folder_holds_one_study(tmp_path: Path) -> None:
+    work(make_space(tmp_path, trials=1), fake_run)
+    with pytest.raises(ConfigError, match=r"output_dir: .*results belongs to the study 'fake', and this is 'other'"):
+        work(make_space(tmp_path, name="other"), fake_run)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: .*file is a file, not a folder"):
+        work(make_space(tmp_path, output_dir=str(tmp_path / "file")), fake_run)
+
+
+def test_a_study_can_be_looked_at_while_a_trial_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = make_space(tmp_path, trials=2)
+
+    def run(file: Path, log: Path, values: Path, stop: Callable[[], str | None]) -> Exit:
+        rows = [[row, row % 2] for row in range(100)]
+        line = {"stage": "evaluation", "adapter": "spam", "metric": "accuracy", "rows": rows, "of": 100}
+        values.write_text(json.dumps(line) + "\n", encoding="utf-8")
+        stop()
+        print_status(read_study(space))
+        return fake_run(file, log, values, stop)
+
+    work(space, run)
+    shown = capsys.readouterr().out
+    assert "trial 0 on" in shown and "trial 1 on" in shown
+    for trial in read_study(space).trials:
+        curve = trial.curves["spam evaluation accuracy"]
+        assert max(curve) == 100 and curve[100] == 0.5 and curve[2] == 0.5 and len(curve) == 50
