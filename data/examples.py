@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runtime.errors import DataError, OlivalError, nearest
 
@@ -58,10 +60,49 @@ class ClassificationData:
                 raise DataError(f"{self.source}: row {row}: unknown label {label!r}; {nearest(label, label_names)}")
         return [places[label] for label in self.labels]
 
+    def check_labels(self, label_names: Sequence[str]) -> None:
+        """Raises DataError for a label that is not in `label_names`."""
+        self.label_ids(label_names)
+
     def take(self, indices: Sequence[int]) -> ClassificationData:
         """The rows at `indices`, in that order; `label_names` and settings stay."""
         texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
         return dataclasses.replace(self, texts=texts, labels=labels)
+
+
+@dataclass(frozen=True)
+class MultiLabelData(ClassificationData):
+    """Texts with any number of labels each, none included.
+
+    Attributes:
+        labels: each row's labels as one text, for messages and counts; "" for none.
+        label_sets: the labels of each row.
+    """
+
+    label_sets: list[list[str]] = field(default_factory=list)
+
+    def label_matrix(self, label_names: Sequence[str]) -> np.ndarray:
+        """bool (rows, labels), columns in the order of `label_names`.
+
+        Raises:
+            DataError: a label that is not in `label_names`; names source, row, label and nearest.
+        """
+        places = {name: place for place, name in enumerate(label_names)}
+        matrix = np.zeros((len(self), len(places)), bool)
+        for row, labels in enumerate(self.label_sets):
+            for label in labels:
+                if label not in places:
+                    found = nearest(label, label_names)
+                    raise DataError(f"{self.source}: row {row + 1}: unknown label {label!r}; {found}")
+                matrix[row, places[label]] = True
+        return matrix
+
+    def check_labels(self, label_names: Sequence[str]) -> None:
+        self.label_matrix(label_names)
+
+    def take(self, indices: Sequence[int]) -> MultiLabelData:
+        texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
+        return dataclasses.replace(self, texts=texts, labels=labels, label_sets=[self.label_sets[i] for i in indices])
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,16 @@ def classification(
     label_names: list[str] | None = None,
     max_length: int = 128,
     window_stride: int | None = None,
+    multi_label: bool = False,
+    separator: str = ",",
     **others: Any,
 ) -> ClassificationData:
     """Rows to ClassificationData, see `data.preparing.prepare_classification`."""
     _refuse("classification", classification, others)
     _check_rows("classification", dataset)
-    return prepare_classification(dataset, text, label, text_template, label_names, max_length, window_stride)
+    return prepare_classification(
+        dataset, text, label, text_template, label_names, max_length, window_stride, multi_label, separator
+    )
 
 
 @Registry.register_pre_process("generation")

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data.examples import ClassificationData, GenerationData
+from data.examples import ClassificationData, GenerationData, MultiLabelData
+from data.label_sets import label_sets
 from data.loading import ROW_NUMBER, check_columns, check_values, describe_rows
 from data.splits import split_indices
 from data.templates import fill, placeholders
@@ -70,6 +71,8 @@ def prepare_classification(
     label_names: Sequence[str] | None = None,
     max_length: int = 128,
     window_stride: int | None = None,
+    multi_label: bool = False,
+    separator: str = ",",
 ) -> ClassificationData:
     """Rows to texts and label names.
 
@@ -81,6 +84,8 @@ def prepare_classification(
             rows may hold fewer classes, even one.
         max_length: tokens per text or window.
         window_stride: tokens from one window's start to the next; None truncates.
+        multi_label: a row has any number of labels, see `data.label_sets`; the result is MultiLabelData.
+        separator: between the labels of a row that are text.
 
     Raises:
         DataError: a missing column or value, a label that is not in `label_names`, one class only, a bad number.
@@ -96,17 +101,27 @@ def prepare_classification(
     names = _given_names(label_names, source)
     check_columns(dataset, [label, *([text] if text_template is None else [])], source)
     texts = _texts(dataset, text, source) if text_template is None else _filled(dataset, text_template, source)
-    labels = label_texts(dataset, label, source)
+    if not isinstance(multi_label, bool):
+        raise DataError(f"{source}: multi_label must be true or false, but is {multi_label!r}")
+    if not isinstance(separator, str) or not separator:
+        raise DataError(f"{source}: separator must be text, but is {separator!r}")
+    sets = label_sets(dataset, label, separator, source) if multi_label else []
+    labels = [", ".join(row) for row in sets] if multi_label else label_texts(dataset, label, source)
+    rows = sets if multi_label else [[name] for name in labels]
     if names is None:
-        names = sorted(set(labels))
+        names = sorted({name for row in rows for name in row})
         if len(names) < 2:
             raise DataError(f"{source}: column {label!r} holds one class only, {names[0]!r}, in {len(labels)} rows")
-    unknown = [row for row, name in enumerate(labels) if name not in set(names)]
+    known = set(names)
+    unknown = [row for row, given in enumerate(rows) if not known.issuperset(given)]
     if unknown:
-        name = labels[unknown[0]]
+        name = next(name for name in rows[unknown[0]] if name not in known)
         where = describe_rows(dataset, unknown)
         raise DataError(f"{source}: unknown label {name!r} ({where}); {nearest(name, names)}")
-    return ClassificationData(texts, labels, names, text_template or "{text}", max_length, window_stride, source)
+    settings = (text_template or "{text}", max_length, window_stride, source)
+    if multi_label:
+        return MultiLabelData(texts, labels, names, *settings, label_sets=sets)
+    return ClassificationData(texts, labels, names, *settings)
 
 
 def prepare_generation(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.examples import ClassificationData, GenerationData
+from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.splits import count_repeats
 from data.tokenizing import encode_text
 
@@ -50,7 +50,8 @@ def describe(
         "fingerprint": data.fingerprint,
     }
     if isinstance(data, ClassificationData):
-        counts = Counter(data.labels)
+        labels = [name for row in data.label_sets for name in row] if isinstance(data, MultiLabelData) else data.labels
+        counts = Counter(labels)
         result["classes"] = {
             name: {"count": counts[name], "share": counts[name] / max(len(texts), 1)} for name in data.label_names
         }

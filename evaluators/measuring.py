@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.examples import ClassificationData, GenerationData
+from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import IGNORE, aggregate_windows, encode_generation, encode_prompt, encode_text, encode_windows
 from evaluators.finished_parts import FinishedParts
 from evaluators.intermediate_values import report, wanted
+from evaluators.multilabel_quality import chosen_labels
 from evaluators.perplexity import RowScore, example_scores
 from evaluators.token_scores import NotFiniteError
 from runtime.errors import OlivalError
@@ -133,11 +134,16 @@ class Measuring:
         self, name: str, adapter: str, data: ClassificationData
     ) -> Callable[[Sequence[int], Sequence[Sequence[float]]], None]:
         """Reports of a part's rows whether their labels were found."""
-        expected = data.label_ids(self.models[name].labels(adapter))
+        model = self.models[name]
+        several = isinstance(data, MultiLabelData)
+        expected: Any = (data.label_matrix if isinstance(data, MultiLabelData) else data.label_ids)(
+            model.labels(adapter)
+        )
 
         def tell(rows: Sequence[int], logits: Sequence[Sequence[float]]) -> None:
-            chosen = np.asarray(logits, np.float32).argmax(axis=-1)
-            found = [[row, int(label == expected[row])] for row, label in zip(rows, chosen, strict=True)]
+            values = np.asarray(logits, np.float32)
+            chosen = chosen_labels(model, adapter, values) if several else values.argmax(axis=-1)
+            found = [[row, int(np.all(label == expected[row]))] for row, label in zip(rows, chosen, strict=True)]
             line = {"stage": "evaluation", "adapter": adapter, "model": name, "metric": "accuracy"}
             report({**line, "rows": found, "of": len(data)})
 

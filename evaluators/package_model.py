@@ -41,6 +41,11 @@ class PackageModel:
         """The label names of a classification adapter, in the order of its logits."""
         return list(self.runtime.adapters[adapter]["labels"])
 
+    def thresholds(self, adapter: str) -> list[float] | None:
+        """From which probability on each label counts; None where a text has one label."""
+        thresholds: list[float] | None = self.runtime.adapters[adapter].get("thresholds")
+        return thresholds
+
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: str | None) -> np.ndarray:
         """Next-token logits float32 (batch, seq, vocab) of int64 (batch, seq) ids; `adapter` None is the base."""
         return self.runtime.logits(input_ids, attention_mask, adapter)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.perplexity import log_softmax
+from runtime.classification import sigmoid
 from runtime.errors import nearest
 
 SCORES = ("max_abs_difference", "mean_abs_difference", "kl_divergence", "top1_agreement", "label_flips")
@@ -68,7 +69,7 @@ def adapter_parity(reference: Any, measured: Any, adapter: str, rows: Sequence[l
         models = (generation_logits(model, rows, adapter) for model in (reference, measured))
         return {**parity_scores(*models), "samples": len(rows)}
     expected, actual = (model.class_logits(list(rows), adapter) for model in (reference, measured))
-    flips = label_flips(expected, actual, reference.labels(adapter))
+    flips = label_flips(expected, actual, reference.labels(adapter), reference.thresholds(adapter))
     for flip in flips[:LISTED_FLIPS]:
         text = reference.tokenizer.decode(rows[flip["row"]], skip_special_tokens=True)
         flip["text"] = text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
@@ -100,13 +101,22 @@ def parity_scores(reference: Iterable[np.ndarray], measured: Iterable[np.ndarray
     }
 
 
-def label_flips(expected: np.ndarray, actual: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+def label_flips(
+    expected: np.ndarray, actual: np.ndarray, labels: Sequence[str], thresholds: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
     """Rows whose label differs between two class logits (rows, classes): {"row", "pytorch", "package"}.
 
-    The last two are {"label", "probability"}: each model's likeliest label and what it gives it.
+    The last two are {"label", "probability"}: each model's likeliest label and what it gives it. With `thresholds` a
+    row's label are all that reach theirs, "a, b", and the probability is the likeliest one's.
     """
     answers = []
     for logits in (expected, actual):
+        if thresholds is not None:
+            each = sigmoid(logits)
+            chosen = [", ".join(name for name, on in zip(labels, row, strict=True) if on) for row in each >= thresholds]
+            most = each.max(axis=1).tolist()
+            answers.append([{"label": n, "probability": p} for n, p in zip(chosen, most, strict=True)])
+            continue
         probabilities, best = np.exp(log_softmax(logits)), logits.argmax(axis=1)
         answers.append(
             [{"label": labels[i], "probability": float(p[i])} for i, p in zip(best, probabilities, strict=True)]

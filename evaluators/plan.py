@@ -149,7 +149,8 @@ def _load(file: Path, entry: Mapping[str, Any], options: argparse.Namespace) -> 
         template = template.replace("{" + names[0] + "}", "{" + column + "}")
     if classifies:
         length, stride = entry["max_length"] or 2**31, entry["window_stride"]
-        return prepare_classification(dataset, None, options.label, template, entry["labels"], length, stride)
+        several = entry.get("thresholds") is not None
+        return prepare_classification(dataset, None, options.label, template, entry["labels"], length, stride, several)
     length = entry["max_length"] or 2**31
     if template == "chat":
         return prepare_generation(dataset, column, options.response, max_length=length, chat_template=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from data.examples import ClassificationData, GenerationData
+from data.examples import ClassificationData, GenerationData, MultiLabelData
 from evaluators.classification import classification_report
 from evaluators.intermediate_values import wanted as watched
 from evaluators.intervals import LEAST_ROWS, classification_intervals, mcnemar, mean_interval, paired_bootstrap
 from evaluators.measuring import Measuring
+from evaluators.multilabel_quality import chosen_labels, compare, multilabel_scores
 from evaluators.perplexity import RowScore
 from evaluators.structured import structured_scores
 from evaluators.text_overlap import text_scores
@@ -79,8 +80,10 @@ def classification_quality(
     quality, predicted, logits = Quality(), {}, {}
     names = list(measuring.models)
     for name in reversed(names) if watched() else names:  # who watches may stop the run before the others are measured
-        data.label_ids(measuring.models[name].labels(adapter))  # names a label that the adapter was not trained on
+        data.check_labels(measuring.models[name].labels(adapter))  # names a label that the adapter was not trained on
         logits[name] = measuring.class_logits(name, adapter, data)
+    if isinstance(data, MultiLabelData):
+        return _multilabel_quality(measuring, adapter, data, wanted, logits)
     for name in names:
         labels = measuring.models[name].labels(adapter)
         predicted[name] = [labels[i] for i in logits[name].argmax(axis=-1)]
@@ -92,6 +95,21 @@ def classification_quality(
         (first, before), (second, after) = predicted.items()
         compared = {"of": f"{second} against {first}", "mcnemar": mcnemar(data.labels, before, after)}
         quality.details["comparison"] = compared
+    return quality
+
+
+def _multilabel_quality(
+    measuring: Measuring, adapter: str, data: MultiLabelData, wanted: Sequence[str], logits: Mapping[str, np.ndarray]
+) -> Quality:
+    """The same of texts with several labels, which reach their thresholds."""
+    quality, guesses = Quality(), {}
+    for name, model in measuring.models.items():
+        labels = model.labels(adapter)
+        truth, guesses[name] = data.label_matrix(labels), chosen_labels(model, adapter, logits[name])
+        scores, intervals, quality.details[name] = multilabel_scores(truth, guesses[name], labels, wanted)
+        quality.add(name, scores, intervals)
+    if len(guesses) == 2:
+        quality.details["comparison"] = compare(guesses, truth)
     return quality
 
 

@@ -54,11 +54,23 @@ def _print_confusions(console: Console, adapter: str, details: Mapping[str, Any]
     labels = found.get("labels", [])
     if not 0 < len(labels) <= MOST_CLASSES:  # of thousands there is no matrix at all
         return
+    if "per_label" in found:  # a text has several labels, so none stands for another
+        _print_labels(console, adapter, found["per_label"])
+        return
     grid = plain_table([f"{adapter}: expected"], [*labels, "recall", "precision"], [])
     for label, row in zip(labels, found["confusion_matrix"], strict=True):
         scores = found["per_class"][label]
         grid.add_row(label, *map(str, row), *(number_text(name, scores[name]) for name in ("recall", "precision")))
     console.print(grid)
+
+
+def _print_labels(console: Console, adapter: str, per_label: Mapping[str, Mapping[str, Any]]) -> None:
+    kinds = ("recall", "precision", "f1")
+    table = plain_table([f"{adapter}: label"], ["rows", *kinds], [])
+    for label, scores in per_label.items():
+        values = ["-" if scores[kind] is None else number_text(kind, scores[kind]) for kind in kinds]
+        table.add_row(label, str(scores["support"]), *values)
+    console.print(table)
 
 
 def _print_comparison(console: Console, adapter: str, details: Mapping[str, Any]) -> None:

@@ -50,6 +50,10 @@ class TorchModel:
         """The label names of a classification adapter, in the order of its logits."""
         return list(self.info[adapter]["labels"])
 
+    def thresholds(self, adapter: str) -> list[float] | None:
+        """From which probability on each label counts; None where a text has one label."""
+        return self.info[adapter].get("thresholds")
+
     def logits(self, input_ids: np.ndarray, attention_mask: np.ndarray, adapter: str | None) -> np.ndarray:
         """Next-token logits float32 (batch, seq, vocab) of int64 (batch, seq) ids; `adapter` None is the base."""
         import torch
@@ -65,15 +69,17 @@ class TorchModel:
         """
         import torch
 
-        from passes.training.classifier import pooled_features
+        from passes.training.pooling import pooled_features
 
+        pooling = self.info[adapter].get("pooling")
         head = self.heads[adapter].to(self.model.device)
         result = np.empty((len(rows), len(head)), dtype=np.float32)
         with torch.inference_mode(), self._active(adapter):
             for indices in length_sorted_batches([len(row) for row in rows], batch_size):
                 batch = pad_batch([rows[i] for i in indices], pad_id=0)
                 ids, mask = self._tensors(batch["input_ids"], batch["attention_mask"])
-                result[indices] = (pooled_features(self.model, ids, mask).float() @ head.T).cpu().numpy()
+                features = pooled_features(self.model, ids, mask, pooling).float()
+                result[indices] = (features @ head.T).cpu().numpy()
         return check_finite(result, adapter)
 
     def token_scores(

@@ -11,6 +11,7 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from data.examples import ClassificationData
 from passes.training.adapter_pass import run_adapter_pass
+from passes.training.head_settings import HeadSettings, head_options, head_problems
 from passes.training.settings import adapter_options, settings_problems
 
 
@@ -22,15 +23,16 @@ class ClassificationHead(Pass):
         baselines = "Measure a head on the frozen base and TF-IDF on the validation rows."
         return {
             **adapter_options(),
+            **head_options(),
             "baselines": PassConfigParam(type_=bool, default_value=True, description=baselines),
         }
 
     @classmethod
     def problems(cls, config: Any, provider: str) -> list[str]:
         """What is wrong with the options' values, a line each, for the check before a run."""
-        return settings_problems(config)
+        return [*settings_problems(config), *head_problems(config)]
 
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> HfModelHandler:
-        return run_adapter_pass(model, config, ClassificationData, config.baselines)
+        return run_adapter_pass(model, config, ClassificationData, HeadSettings.from_config(config), config.baselines)

@@ -8,13 +8,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, load_data
+from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
 from data.splits import find_duplicates
 from evaluators.metric_check import metric_adapter
 from evaluators.quality import OVERLAP, STRUCTURED
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
+from passes.training.loss_choice import content_sha256, data_problems
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
 
@@ -52,6 +53,8 @@ def check_data(
             if data is not None:
                 found[option] = data
                 digest.update(data.fingerprint.encode())
+        loss = step.config.get("loss")
+        digest.update(content_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
         loader.problems += [
             p for option, data in found.items() for p in _length_problems(f"passes.{name}.{option}", data, context)
@@ -60,6 +63,14 @@ def check_data(
         if train is not None:
             training_data.setdefault(step.config.get("adapter_name"), train)
             where = f"passes.{name}.train_data_config"
+            if isinstance(train, ClassificationData):
+                several = isinstance(train, MultiLabelData)
+                loader.problems += [f"passes.{name}.{p}" for p in data_problems(loss, train.label_names, several)]
+                if several and (step.config.get("training_args") or {}).get("label_smoothing_factor"):
+                    loader.problems.append(
+                        f"passes.{name}.training_args.label_smoothing_factor: is for one label a text, but the data "
+                        "have several"
+                    )
             if exported:
                 loader.problems += [f"{where}: {p}, for the package to fill it" for p in check_template(train.template)]
             if exported and train.template == "chat" and base is not None and engine_of(base) == "onnxruntime":
@@ -141,8 +152,10 @@ def _length_problems(where: str, data: Data | None, context: int | None) -> list
 
 def _label_problems(where: str, train: Data | None, data: Data | None) -> list[str]:
     if isinstance(train, ClassificationData) and isinstance(data, ClassificationData):
+        if isinstance(train, MultiLabelData) != isinstance(data, MultiLabelData):
+            return [f"{where}: multi_label must be as in the training data"]
         try:
-            data.label_ids(train.label_names)
+            data.check_labels(train.label_names)
         except OlivalError as error:
             return [f"{where}: {error}"]
     return []

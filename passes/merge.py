@@ -90,6 +90,7 @@ def merge_adapter(
             execution_provider=manifest["target"]["execution_provider"],
             quantization=manifest.get("quantization"),
             threads=manifest["target"].get("threads"),
+            pooling=manifest["base"].get("pooling"),
             name=f"{manifest['name']}-{name}",
         )
         file = Path(work) / f"{name}.onnx_adapter"

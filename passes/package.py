@@ -17,6 +17,7 @@ from passes.graph.checks import check_base, check_engine, check_precision, engin
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
+from runtime.adapter_source import read_settings
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
 from runtime.errors import OlivalError, PackageError
@@ -36,6 +37,7 @@ def write_package(
     threads: int | None = None,
     adapter_precision: str = "float",
     workflow: dict[str, Any] | None = None,
+    pooling: str | None = None,
     name: str,
 ) -> dict[str, Any]:
     """Builds a package beside `folder`, checks it as its reader will, and only then puts it in the place of `folder`.
@@ -47,6 +49,8 @@ def write_package(
         precision, execution_provider, quantization, threads: see `passes.graph.builder.build_base`.
         adapter_precision: "float", or "int8" for the CPU; see `passes.graph.slots.add_slots`.
         workflow: the resolved workflow, recorded as it is.
+        pooling: what its heads read of the final states, see `passes.graph.head`; None is what its classification
+            adapters were trained with, and else what the base's kind is known for.
         name: name of the package.
 
     Returns:
@@ -54,7 +58,8 @@ def write_package(
 
     Raises:
         ConfigError: base, precision or quantization is unfit; nothing was built.
-        PackageError: adapters do not fit the base (all of them in one error), or `folder` holds something else.
+        PackageError: adapters do not fit the base (all of them in one error) or pool in different ways, or `folder`
+            holds something else.
         OlivalError: the export failed. In every case an older package stays as it was.
     """
     folder = Path(folder).resolve()
@@ -67,6 +72,7 @@ def write_package(
     new.mkdir(parents=True)
     try:
         described, engine = _describe_base(base), engine_of(base)
+        described["pooling"] = pooling or _pooling_of_adapters(adapter_folders) or described["pooling"]
         if engine == "onnxruntime":
             from passes.graph.torch_export import export_base
 
@@ -115,6 +121,22 @@ def _operate(graph: Path, adapter_precision: str, modules: Collection[str], pool
     add_class_head(model, pooling)
     onnx.save(model, graph)
     return slots
+
+
+def _pooling_of_adapters(sources: Mapping[str, Path]) -> str | None:
+    """How the heads of trained adapters pool; None where none says so.
+
+    Raises PackageError when they differ: a graph pools in one way.
+    """
+    found = {}
+    for name, source in sources.items():
+        settings = read_settings(source) if Path(source).is_dir() else {}
+        if settings.get("task") == "classification" and settings.get("pooling"):
+            found[name] = str(settings["pooling"])
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"'{name}' by {pooling}" for name, pooling in found.items())
+        raise PackageError(f"all heads of one package pool in one way, but these adapters do not: {listed}")
+    return next(iter(found.values()), None)
 
 
 def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path]) -> dict[str, Any]:

@@ -180,6 +180,7 @@ def _check_base(
         if is_encoder(folder):
             problems += _encoder_problems(run_config.engine.evaluator, ours, folder)
         problems += _check_targets(ours, linear_layers(folder))
+        problems += _check_poolings(ours, folder)
         return folder, base_fingerprint(folder)
     except OlivalError as error:
         problems += [f"input_model.model_path: {p}" for p in _lines(error)]
@@ -243,6 +244,15 @@ def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:
                 where = f"passes.{name}.target_modules"
                 problems.append(f"{where}: '{target}' is no linear layer of the base; {nearest(target, layers)}")
     return problems
+
+
+def _check_poolings(ours: list[tuple[str, Any]], base: Path) -> list[str]:
+    from passes.training.head_settings import POOLINGS, pooling_problems
+
+    heads = {name: step.config.get("pooling") for name, step in ours if task_of(step) == "classification"}
+    if any(pooling not in (None, *POOLINGS) for pooling in heads.values()):
+        return []  # `problems` has said it
+    return pooling_problems(heads, base, any("export" in step.type for _, step in ours))
 
 
 def tasks_of(ours: list[tuple[str, Any]]) -> dict[str, str]:

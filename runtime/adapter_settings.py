@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {
     "max_length": None,
     "pooling": "last",
     "window_stride": None,
+    "thresholds": None,
     "metrics": {},
 }
 TASKS = ("classification", "generation")
@@ -30,7 +31,7 @@ def checked_settings(
         name: of the adapter, for messages.
         given: some of SETTINGS; what is None, or not among them, counts as not given.
         classes: of the adapter's head; None without one.
-        base: entry of the manifest; says which token the graph pools, whether the base writes text, and how long a
+        base: entry of the manifest; says how the graph pools, whether the base writes text, and how long a
             text it takes.
 
     Raises:
@@ -63,18 +64,24 @@ def checked_settings(
     else:
         if labels:
             problems.append(f"labels are for classification, but the task is {settings['task']}")
-        settings["labels"] = None
+        settings["labels"] = settings["thresholds"] = None
+        settings["pooling"] = pooling  # read by heads alone
     if settings["task"] == "generation" and not base.get("generates", True):
         problems.append("task is generation, but the base is an encoder, which writes no text; valid: classification")
     if settings["pooling"] != pooling:
         found = reprlib.repr(settings["pooling"])
-        problems.append(f"pooling is {found}, but the graph pools the {pooling} token only; valid: {pooling}")
+        problems.append(f"pooling is {found}, but the package's graph pools in one way; valid: {pooling}")
     for key in ("max_length", "window_stride"):
         value = settings[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31):
             problems.append(f"{key} is {reprlib.repr(value)}, but must be a whole number of tokens, at least 1")
         elif value is not None and (context := base.get("context_length")) and value > context:
             problems.append(f"{key} is {value}, but the base's context is {context}")
+    thresholds = settings["thresholds"]
+    numbers = isinstance(thresholds, list) and all(type(t) in (int, float) and 0 <= t <= 1 for t in thresholds)
+    if thresholds is not None and not (numbers and len(thresholds) == classes):
+        found = reprlib.repr(thresholds)
+        problems.append(f"thresholds is {found}, but must be {classes} probabilities, one for each of the labels")
     if not isinstance(settings["metrics"], dict):
         problems.append(f"metrics is {reprlib.repr(settings['metrics'])}, but must be an object")
     problems += check_template(settings["template"])

@@ -14,11 +14,16 @@ from runtime.stacking import AdapterFile
 
 @dataclass(frozen=True)
 class Classification:
-    """The likeliest label of a text, its probability, and the probability of every label."""
+    """The likeliest label of a text, its probability, the probability of every label, and the labels that it has.
+
+    `labels` is the likeliest one alone; of an adapter that gives a text several labels, those whose probabilities reach
+    their thresholds, the likeliest first: there may be none, and the probabilities do not sum up to 1.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,21 @@ def class_logits(session: GraphSession, documents: Sequence[Document], batch_siz
 
 
 def classification(logits: np.ndarray, entry: Mapping[str, Any]) -> Classification:
-    """Softmax over logits (labels,), in float64, with the labels of an adapter's entry."""
+    """Softmax over logits (labels,), or sigmoid where an adapter's entry has thresholds, in float64, by label."""
+    thresholds = entry.get("thresholds")
+    if thresholds is not None:
+        row = sigmoid(logits)
+        names = [entry["labels"][i] for i in np.argsort(-row, kind="stable") if row[i] >= thresholds[i]]
+        best = int(row.argmax())
+        by_label = {label: float(p) for label, p in zip(entry["labels"], row, strict=True)}
+        return Classification(entry["labels"][best], float(row[best]), by_label, tuple(names))
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     row = shifted / shifted.sum()
     best = int(row.argmax())
     by_label = {label: float(p) for label, p in zip(entry["labels"], row, strict=True)}
-    return Classification(entry["labels"][best], float(row[best]), by_label)
+    return Classification(entry["labels"][best], float(row[best]), by_label, (entry["labels"][best],))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) in float64, without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))

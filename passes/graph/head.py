@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from passes.graph.slots import add_optional_input
@@ -14,11 +15,12 @@ _INT64 = 7  # onnx.TensorProto's number
 
 
 def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
-    """Adds output ``class_logits`` (batch, classes), in place: one token's final state @ ``class_head.weight``.
+    """Adds output ``class_logits`` (batch, classes), in place: pooled final states @ ``class_head.weight``.
 
-    `pooling` says which token: "last", a row's last real token, or "first", the one that encoders such as BERT are
-    trained to classify with. The final state is the graph's output ``hidden``, which is taken away, or what the
-    builder feeds to its language-model head.
+    `pooling` says how: "last", a row's last real token; "first", the first column, which encoders such as BERT are
+    trained to classify with (rows are padded on the right); "mean" or "max" of each feature over a row's real tokens,
+    of those that this run computes, 0 where there is none. `passes.training.pooling` is the same in PyTorch. The final
+    state is the graph's output ``hidden``, which is taken away, or what the builder feeds to its language-model head.
 
     Two optional inputs:
 
@@ -65,18 +67,27 @@ def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
 
     nodes: list[onnx.NodeProto] = []
     zero, one, one_vector = "/class_head/zero", "/class_head/one", "/class_head/one_vector"
-    if pooling == "first":
-        row = node("Slice", [hidden, "/class_head/zero_vector", one_vector, one_vector], "Row")  # (batch, 1, hidden)
-    else:
+    if lm_head is not None or pooling != "first":
         total = node("Gather", [node("Shape", ["attention_mask"], "MaskShape"), one], "Total", axis=0)
         sequence = node("Gather", [node("Shape", [hidden], "HiddenShape"), one], "Sequence", axis=0)
+        cached = node("Sub", [total, sequence], "Cached")
+    if lm_head is not None or pooling == "last":
         positions = node("Mul", ["attention_mask", node("Range", [zero, total, one], "Range")], "Positions")
         last = node("ReduceMax", [positions, one_vector], "Last", keepdims=1)  # (batch, 1)
-        index = node("Max", [node("Sub", [last, node("Sub", [total, sequence], "Cached")], "Shift"), zero], "Index")
+        index = node("Max", [node("Sub", [last, cached], "Shift"), zero], "Index")
         row = node(
             "GatherND", [hidden, node("Unsqueeze", [index, one_vector], "Index3D")], "Row", batch_dims=1
         )  # (batch, 1, hidden)
-    product = node("MatMul", [row, "class_head.weight"], "MatMul")
+    if pooling == "last":
+        pooled = row
+    elif pooling == "first":
+        pooled = node("Slice", [hidden, "/class_head/zero_vector", one_vector, one_vector], "Row0")
+    else:
+        start = node("Unsqueeze", [cached, "/class_head/zero_vector"], "Start")
+        stop = node("Unsqueeze", [total, "/class_head/zero_vector"], "Stop")
+        mask = node("Slice", ["attention_mask", start, stop, one_vector], "Mask")  # of this run's tokens
+        pooled = _over_real_tokens(model, hidden, mask, pooling, dtype, node)
+    product = node("MatMul", [pooled, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))
     if lm_head is not None:
         rows = node("Concat", [hidden, row], "LogitsRows", axis=1)
@@ -94,6 +105,35 @@ def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
         length = logits.type.tensor_type.shape.dim[1]
         length.Clear()
         length.dim_value = 1
+
+
+def _over_real_tokens(
+    model: onnx.ModelProto, hidden: str, mask: str, pooling: str, dtype: int, node: Callable[..., str]
+) -> str:
+    """Mean or max over axis 1 of `hidden` (batch, seq, hidden) where `mask` (batch, seq) is 1: (batch, 1, hidden)."""
+    from onnx import TensorProto, helper
+
+    # what stands in the place of padding; the least number of float16 lies above bfloat16's and float32's
+    fill = 0.0 if pooling == "mean" else {TensorProto.FLOAT16: -65504.0}.get(dtype, -3.3e38)
+    values = [("fill", dtype, [], [fill]), ("nothing", dtype, [], [0.0]), ("two_vector", _INT64, [1], [2])]
+    model.graph.initializer.extend(helper.make_tensor(f"/class_head/{n}", *rest) for n, *rest in values)
+    one_vector = "/class_head/one_vector"
+    counts = node("ReduceSum", [mask, one_vector], "Counts", keepdims=1)  # (batch, 1)
+    real = node("Cast", [node("Unsqueeze", [mask, "/class_head/two_vector"], "Mask3D")], "Real", to=TensorProto.BOOL)
+    filled = node("Where", [real, hidden, "/class_head/fill"], "Filled")
+    if pooling == "max":
+        largest = node("ReduceMax", [filled, one_vector], "Largest", keepdims=1)
+        some = node(
+            "Cast", [node("Unsqueeze", [counts, "/class_head/two_vector"], "Counts3D")], "Some", to=TensorProto.BOOL
+        )
+        return node("Where", [some, largest, "/class_head/nothing"], "Max")
+    # shares before the product: a sum of many states may be too large for float16
+    parts = [
+        node("Cast", [value], f"{name}Float", to=TensorProto.FLOAT)
+        for name, value in (("Mask", mask), ("Counts", node("Max", [counts, "/class_head/one"], "AtLeastOne")))
+    ]
+    shares = node("Cast", [node("Div", parts, "Shares")], "SharesCast", to=dtype)
+    return node("MatMul", [node("Unsqueeze", [shares, one_vector], "Shares3D"), filled], "Mean")
 
 
 def _hidden_size(model: onnx.ModelProto, lm_head: onnx.NodeProto) -> int:

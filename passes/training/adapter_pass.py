@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, load_data
+from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
+from passes.training.head_settings import HeadSettings
 from passes.training.settings import AdapterSettings
 from passes.training.store import adapter_key, find_or_make, store_folder
 from runtime.errors import DataError
@@ -23,9 +24,15 @@ BASE_ATTRIBUTE = "workspace_base"  # model attribute of a package: the base fold
 
 
 def run_adapter_pass(
-    model: Any, config: Any, task: type[ClassificationData] | type[GenerationData], baselines: bool = False
+    model: Any,
+    config: Any,
+    task: type[ClassificationData] | type[GenerationData],
+    head: HeadSettings | None = None,
+    baselines: bool = False,
 ) -> Any:
     """Returns a copy of Olive's HfModel handler that carries one more adapter; trains it unless the store has it.
+
+    `head` is for classification.
 
     Raises DataError when the data are of another kind than `task`, and OlivalError when training fails.
     """
@@ -41,19 +48,20 @@ def run_adapter_pass(
             "train_data": train_data.fingerprint,
             "validation_data": validation_data.fingerprint if validation_data else None,
             "version": config.version,
+            **(head.key() if head else {}),  # nothing at its defaults
         }
     )
 
     def make(folder: Path) -> None:
         from passes.training.train import train_adapter
 
-        train_adapter(folder, base, settings, train_data, validation_data)
+        train_adapter(folder, base, settings, train_data, validation_data, head)
 
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
         report({"stage": "training", "adapter": settings.adapter_name, "cached": True})
-    if baselines and validation_data is not None:
+    if baselines and validation_data is not None and not isinstance(train_data, MultiLabelData):
         _add_baselines(folder, base, train_data, validation_data)
     output = copy.deepcopy(model)
     attributes = dict(output.model_attributes or {})

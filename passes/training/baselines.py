@@ -51,7 +51,7 @@ def frozen_features(base: Path, data: ClassificationData, batch_size: int = 32) 
     import torch
 
     from passes.base_model import load_base, load_tokenizer
-    from passes.training.classifier import pooled_features
+    from passes.training.pooling import pooled_features
 
     tokenizer, model = load_tokenizer(base), load_base(base)
     rows = [encode_text(tokenizer, text, data.max_length) for text in data.texts]

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, set_seed
 
-from data.examples import ClassificationData, GenerationData
+from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
+from passes.training.head_settings import HeadSettings
+from passes.training.loss_choice import make_loss, teacher_of
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
+from passes.training.teacher import teacher_logits
+from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
 from passes.training.validation import DocumentScores, ReportValidation
+from runtime.classification import sigmoid
 from runtime.errors import OlivalError
 
 # Held-out rows on which an export is compared with PyTorch. A classifier gives a few numbers a row, and only many rows
@@ -47,12 +54,14 @@ def train_adapter(
     settings: AdapterSettings,
     train_data: ClassificationData | GenerationData,
     validation_data: ClassificationData | GenerationData | None,
+    head: HeadSettings | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
     A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
     Raises OlivalError when loss or weights are no longer numbers.
     """
+    head = head or HeadSettings()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     started = time.perf_counter()
@@ -64,17 +73,27 @@ def train_adapter(
     model: Any = get_peft_model(base_model, _lora_config(settings, task_type))
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     peft_model = model
-    if label_names is not None:
-        model = PooledClassifier(peft_model, base_model.config.hidden_size, len(label_names)).to(base_model.device)
-
     rows = tokenized_rows(tokenizer, train_data, label_names)
+    if label_names is not None:
+        several = isinstance(train_data, MultiLabelData)
+        loss = make_loss(head.loss, [row["labels"] for row in rows], label_names, several)
+        model = PooledClassifier(
+            peft_model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
+        ).to(base_model.device)
+
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
+    if label_names is not None and (teacher := teacher_of(head.loss)) is not None:
+        print(f"train {settings.adapter_name}: asking the teacher {teacher}", file=sys.stderr)
+        for data, some in ((train_data, rows), (validation_data, held_out)):
+            if isinstance(data, ClassificationData) and some is not None:
+                said = teacher_logits(teacher, data.texts, label_names).tolist()
+                some[:] = [{**row, "teacher": said[row["document"]]} for row in some]
     trainer = Trainer(
         model=model,
         args=training_arguments(settings, folder, held_out is not None),
         train_dataset=Rows(rows),
         eval_dataset=Rows([{**row, "index": i} for i, row in enumerate(held_out)]) if held_out is not None else None,
-        data_collator=lambda batch: _collate(batch, pad_id(tokenizer)),
+        data_collator=lambda batch: _collate(batch, pad_id(tokenizer), len(label_names or [])),
         # without scores the Trainer keeps the loss alone: logits of generated text are as wide as the vocabulary
         compute_metrics=_scores(held_out, validation_data, label_names),
         callbacks=[ReportValidation(settings.adapter_name, label_names is None), ProgressBar(settings.adapter_name)],
@@ -101,10 +120,12 @@ def train_adapter(
         "labels": label_names,
         "template": train_data.template,
         "max_length": train_data.max_length,
-        "pooling": pooling_of(base_model.config.model_type),
+        "pooling": head.pooling or pooling_of(base_model.config.model_type),
         "window_stride": train_data.window_stride if isinstance(train_data, ClassificationData) else None,
         "metrics": {},
     }
+    if isinstance(train_data, MultiLabelData):
+        description["thresholds"] = _thresholds(trainer, held_out, validation_data, train_data.label_names)
     _write_json(folder / "adapter.json", description)
     samples = parity_samples(held_out or rows, PARITY_SAMPLES[description["task"]])
     (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
@@ -115,6 +136,7 @@ def train_adapter(
         "tokens_per_epoch": sum(len(r["input_ids"]) for r in rows),
         "trainable_parameters": trainable,
         "training_loss": result.training_loss,
+        **({"head": head.key()} if head.key() else {}),
         "history": trainer.state.log_history,
     }
     _write_json(folder / "training.json", record)
@@ -125,11 +147,17 @@ def tokenized_rows(
 ) -> list[dict[str, Any]]:
     """One dict a row (or a window of a long document, or a packed block) with input_ids and labels.
 
-    Those of classification have their document's place in the data beside them.
+    Those of classification have their document's place in the data beside them; where a text has several labels,
+    "labels" are their places in the label names.
     """
     if isinstance(data, ClassificationData):
         rows = []
-        labels = data.label_ids(label_names or data.label_names)
+        names = label_names or data.label_names
+        labels: list[Any] = (
+            [np.flatnonzero(row).tolist() for row in data.label_matrix(names)]
+            if isinstance(data, MultiLabelData)
+            else data.label_ids(names)
+        )
         for document, (text, label) in enumerate(zip(data.texts, labels, strict=True)):
             if data.window_stride is None:
                 pieces = [encode_text(tokenizer, text, data.max_length)]
@@ -151,11 +179,33 @@ def _scores(
     held_out: list[dict[str, Any]] | None,
     data: ClassificationData | GenerationData | None,
     label_names: list[str] | None,
-) -> DocumentScores | None:
+) -> DocumentScores | MultiLabelScores | None:
     if held_out is None or label_names is None or not isinstance(data, ClassificationData):
         return None
+    counts = _windows(held_out, data)
+    if isinstance(data, MultiLabelData):
+        return MultiLabelScores(data, label_names, counts)
+    return DocumentScores(data.labels, label_names, counts)
+
+
+def _windows(held_out: list[dict[str, Any]], data: ClassificationData) -> list[int]:
+    """Windows of each document."""
     windows = Counter(row["document"] for row in held_out)
-    return DocumentScores(data.labels, label_names, [windows[document] for document in range(len(data))])
+    return [windows[document] for document in range(len(data))]
+
+
+def _thresholds(
+    trainer: Trainer,
+    held_out: list[dict[str, Any]] | None,
+    data: ClassificationData | GenerationData | None,
+    label_names: list[str],
+) -> list[float]:
+    """Of each label, chosen on the held-out rows; 0.5 without any."""
+    if held_out is None or not isinstance(data, MultiLabelData):
+        return [USUAL] * len(label_names)
+    said: Any = trainer.predict(Rows([{**row, "index": i} for i, row in enumerate(held_out)])).predictions
+    logits = documents_of(said, _windows(held_out, data))
+    return best_thresholds(sigmoid(logits), data.label_matrix(label_names))
 
 
 def _lora_config(settings: AdapterSettings, task_type: str) -> LoraConfig:
@@ -170,13 +220,21 @@ def _lora_config(settings: AdapterSettings, task_type: str) -> LoraConfig:
     )
 
 
-def _collate(batch: list[dict[str, Any]], padding: int) -> dict[str, torch.Tensor]:
-    if isinstance(batch[0]["labels"], int):
+def _collate(batch: list[dict[str, Any]], padding: int, classes: int) -> dict[str, torch.Tensor]:
+    """`classes` is 0 where text is generated."""
+    if classes:
         arrays = pad_batch([row["input_ids"] for row in batch], padding)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tensors["labels"] = torch.tensor([row["labels"] for row in batch])
+        if isinstance(batch[0]["labels"], int):
+            tensors["labels"] = torch.tensor([row["labels"] for row in batch])
+        else:
+            tensors["labels"] = torch.zeros(len(batch), classes)
+            for place, row in enumerate(batch):
+                tensors["labels"][place, row["labels"]] = 1
         if "index" in batch[0]:
             tensors["index"] = torch.tensor([row["index"] for row in batch])
+        if "teacher" in batch[0]:
+            tensors["teacher"] = torch.tensor([row["teacher"] for row in batch])
         return tensors
     arrays = pad_batch([(row["input_ids"], row["labels"]) for row in batch], padding)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

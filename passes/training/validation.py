@@ -68,7 +68,10 @@ class ReportValidation(TrainerCallback):
         self.validations += 1
         if self.writes and "eval_loss" in metrics:
             metrics["eval_perplexity"] = state.log_history[-1]["eval_perplexity"] = perplexity(metrics["eval_loss"])
-        found = {name: metrics.get(f"eval_{name}") for name in ("loss", *(("perplexity",) if self.writes else SCORES))}
+        found = {
+            name: metrics.get(f"eval_{name}")
+            for name in ("loss", *(("perplexity",) if self.writes else (*SCORES, "f1_micro")))
+        }
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items() if value is not None}
         self._report({"step": self.validations, "values": numbers})
 

@@ -16,7 +16,8 @@ from transformers import Trainer
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_example
 from passes.training.adapter_pass import ATTRIBUTE
-from passes.training.classifier import HEAD_INIT_STD, PooledClassifier, last_real_positions, pooled_features
+from passes.training.classifier import HEAD_INIT_STD, PooledClassifier
+from passes.training.pooling import last_real_positions, pooled_features
 from passes.training.settings import AdapterSettings
 from passes.training.train import train_adapter
 from runtime.errors import DataError, OlivalError
