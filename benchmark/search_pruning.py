@@ -38,7 +38,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "pruned": {
         "sampler": {"type": "tpe", "n_startup_trials": 6, "multivariate": True},
         "pruner": [
-            {"type": "percentile", "percentile": 40.0, "metric": "loss", "n_startup_trials": 2},
+            {"type": "percentile", "percentile": 75.0, "metric": "loss", "n_startup_trials": 2},
             {"type": "wilcoxon", "p_threshold": 0.1},
         ],
     },

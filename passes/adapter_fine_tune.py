@@ -24,7 +24,7 @@ class AdapterFineTune(Pass):
     @classmethod
     def problems(cls, config: Any, provider: str) -> list[str]:
         """What is wrong with the options' values, a line each, for the check before a run."""
-        return settings_problems(config)
+        return settings_problems(config, "generation")
 
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str

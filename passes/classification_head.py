@@ -30,7 +30,7 @@ class ClassificationHead(Pass):
     @classmethod
     def problems(cls, config: Any, provider: str) -> list[str]:
         """What is wrong with the options' values, a line each, for the check before a run."""
-        return [*settings_problems(config), *head_problems(config)]
+        return [*settings_problems(config, "classification"), *head_problems(config)]
 
     def _run_for_config(
         self, model: HfModelHandler, config: type[BasePassConfig], output_model_path: str

@@ -52,10 +52,10 @@ def run_adapter_pass(
         }
     )
 
-    def make(folder: Path) -> None:
+    def make(folder: Path, checkpoints: Path) -> None:
         from passes.training.train import train_adapter
 
-        train_adapter(folder, base, settings, train_data, validation_data, head)
+        train_adapter(folder, base, settings, train_data, validation_data, head, checkpoints)
 
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:

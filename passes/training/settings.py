@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.base_model import QUANTIZATIONS
+from passes.training.early_stopping import EarlyStopping, early_stopping_problems
+from passes.training.schedule import CYCLICAL, CyclicalSchedule
 from runtime.errors import nearest
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ DEFAULT_ARGUMENTS = {
     "lr_scheduler_type": "linear",
     "weight_decay": 0.0,
     "train_sampling_strategy": "group_by_length",
-    "save_strategy": "no",
+    "save_strategy": "epoch",  # a killed training goes on from its last epoch
+    "save_total_limit": 1,  # and the best one beside it, where that is wanted
+    "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # a loss that is no number must show, not count as 0
 }
 
@@ -55,6 +59,7 @@ class AdapterSettings:
     compute_dtype: str = "float32"
     seed: int = 0
     training_args: dict[str, Any] = field(default_factory=dict)
+    early_stopping: dict[str, Any] | None = None
 
     @classmethod
     def from_config(cls, config: Any) -> AdapterSettings:
@@ -93,6 +98,9 @@ def adapter_options() -> dict[str, Any]:
         "training_args": PassConfigParam(
             type_=dict, default_value=None, description="Arguments of transformers' TrainingArguments."
         ),
+        "early_stopping": option(
+            dict, "early_stopping", "{'metric', 'patience', 'min_delta'}: stop, and take the best weights; or null."
+        ),
         "fingerprint": PassConfigParam(
             type_=str, default_value="", description="Filled in by the workspace: sha256 of the base and the data."
         ),
@@ -102,8 +110,10 @@ def adapter_options() -> dict[str, Any]:
     }
 
 
-def training_arguments(settings: AdapterSettings, folder: Path, evaluate: bool) -> TrainingArguments:
+def training_arguments(settings: AdapterSettings, checkpoints: Path, evaluate: bool) -> TrainingArguments:
     """What the Trainer gets: the defaults above, the user's training_args, and what the workspace decides.
+
+    A "cyclical" schedule is a constant one here: `cyclical_schedule` is what the Trainer follows.
 
     Raises what transformers raises for a value that it does not take.
     """
@@ -117,8 +127,14 @@ def training_arguments(settings: AdapterSettings, folder: Path, evaluate: bool) 
         "use_cpu": not torch.cuda.is_available(),
         "seed": settings.seed,
         **settings.training_args,
+        **(
+            EarlyStopping(**settings.early_stopping).arguments(settings.training_args)
+            if settings.early_stopping
+            else {}
+        ),
+        **({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None} if cyclical_schedule(settings) else {}),
         **dict.fromkeys(CHECKPOINTING, False),  # switched on at the base, see passes/training/train.py
-        "output_dir": str(folder / "trainer"),
+        "output_dir": str(checkpoints),
         "report_to": "none",
         "remove_unused_columns": False,
         "label_names": ["labels"],
@@ -128,8 +144,18 @@ def training_arguments(settings: AdapterSettings, folder: Path, evaluate: bool) 
     return TrainingArguments(**values)
 
 
-def settings_problems(config: Any) -> list[str]:
-    """What is wrong with the values of a pass config; each line starts with the option's name."""
+def cyclical_schedule(settings: AdapterSettings) -> CyclicalSchedule | None:
+    """The schedule "cyclical", where it is chosen. Raises ValueError or TypeError for options that it does not take."""
+    if settings.training_args.get("lr_scheduler_type") != CYCLICAL:
+        return None
+    return CyclicalSchedule(**(settings.training_args.get("lr_scheduler_kwargs") or {}))
+
+
+def settings_problems(config: Any, task: str) -> list[str]:
+    """What is wrong with the values of a pass config; each line starts with the option's name.
+
+    `task` is "classification" or "generation".
+    """
     from transformers import TrainingArguments
 
     problems = []
@@ -143,6 +169,8 @@ def settings_problems(config: Any) -> list[str]:
         value = getattr(config, name)
         if value is not None and value not in choices:
             problems.append(f"{name}: '{value}' is unknown; {nearest(value, choices)}")
+    validated, given = config.validation_data_config is not None, config.training_args or {}
+    problems += early_stopping_problems(config.early_stopping, task, validated, given)
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
     for key in config.training_args or {}:
         if key in OWN_ARGUMENTS:
@@ -152,7 +180,7 @@ def settings_problems(config: Any) -> list[str]:
             problems.append(f"training_args.{key}: unknown argument of transformers' TrainingArguments; {match}")
     if not problems:
         try:
-            training_arguments(AdapterSettings.from_config(config), Path(), config.validation_data_config is not None)
+            training_arguments(AdapterSettings.from_config(config), Path(), validated)
         except (ImportError, TypeError, ValueError) as error:
             problems.append(f"training_args: {error}")
     return problems

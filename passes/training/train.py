@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -13,19 +14,24 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
+from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
 from passes.training.loss_choice import make_loss, teacher_of
+from passes.training.monitoring import Throughput, overfitting, plot_curves
 from passes.training.progress import ProgressBar
-from passes.training.settings import CHECKPOINTING, AdapterSettings, training_arguments
+from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
 from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
+from passes.training.trainer import AdapterTrainer
 from passes.training.validation import DocumentScores, ReportValidation
 from runtime.classification import sigmoid
 from runtime.errors import OlivalError
@@ -55,10 +61,14 @@ def train_adapter(
     train_data: ClassificationData | GenerationData,
     validation_data: ClassificationData | GenerationData | None,
     head: HeadSettings | None = None,
+    checkpoints: Path | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
-    A classification adapter has a head `score.weight` (classes, hidden) in the same safetensors file.
+    curves.png and the folder tensorboard show how the training went. A classification adapter has a head `score.weight`
+    (classes, hidden) in the same safetensors file. `checkpoints` is the folder of the training's checkpoints; it goes
+    on from the newest one. Without such a folder they are removed in the end.
+
     Raises OlivalError when loss or weights are no longer numbers.
     """
     head = head or HeadSettings()
@@ -88,19 +98,27 @@ def train_adapter(
             if isinstance(data, ClassificationData) and some is not None:
                 said = teacher_logits(teacher, data.texts, label_names).tolist()
                 some[:] = [{**row, "teacher": said[row["document"]]} for row in some]
-    trainer = Trainer(
+    kept = checkpoints or folder / "checkpoints"
+    throughput = Throughput()
+    trainer = AdapterTrainer(
         model=model,
-        args=training_arguments(settings, folder, held_out is not None),
+        args=training_arguments(settings, kept, held_out is not None),
+        cycles=cyclical_schedule(settings),
         train_dataset=Rows(rows),
         eval_dataset=Rows([{**row, "index": i} for i, row in enumerate(held_out)]) if held_out is not None else None,
         data_collator=lambda batch: _collate(batch, pad_id(tokenizer), len(label_names or [])),
         # without scores the Trainer keeps the loss alone: logits of generated text are as wide as the vocabulary
         compute_metrics=_scores(held_out, validation_data, label_names),
-        callbacks=[ReportValidation(settings.adapter_name, label_names is None), ProgressBar(settings.adapter_name)],
+        callbacks=[
+            ReportValidation(settings.adapter_name, label_names is None),
+            ProgressBar(settings.adapter_name),
+            TensorBoardCallback(SummaryWriter(str(kept / "tensorboard"))),
+            throughput,
+            *_early_stopping(settings),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
-    result = trainer.train()
+    result = trainer.train_on(kept)
     weights = {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(peft_model).items()}
     if label_names is not None:
         weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()
@@ -130,16 +148,32 @@ def train_adapter(
     samples = parity_samples(held_out or rows, PARITY_SAMPLES[description["task"]])
     (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    history = trainer.state.log_history
+    evidence = None if trainer.args.load_best_model_at_end else overfitting(history)
+    if evidence:
+        print(
+            f"warning: adapter '{settings.adapter_name}' overfits: {evidence}; early_stopping or fewer epochs may help",
+            file=sys.stderr,
+        )
     record = {
         "seconds": round(time.perf_counter() - started, 1),
         "rows": len(train_data.texts if isinstance(train_data, ClassificationData) else train_data.responses),
         "tokens_per_epoch": sum(len(r["input_ids"]) for r in rows),
         "trainable_parameters": trainable,
         "training_loss": result.training_loss,
+        "steps": trainer.state.global_step,
+        "resumed_from_step": trainer.resumed_from_step,
+        **throughput.record(),
+        "best": _best(trainer),
+        "overfitting": evidence,
         **({"head": head.key()} if head.key() else {}),
-        "history": trainer.state.log_history,
+        "history": history,
     }
     _write_json(folder / "training.json", record)
+    plot_curves(history, settings.adapter_name, folder / "curves.png")
+    shutil.move(kept / "tensorboard", folder / "tensorboard")
+    if checkpoints is None:
+        shutil.rmtree(kept)
 
 
 def tokenized_rows(
@@ -192,6 +226,21 @@ def _windows(held_out: list[dict[str, Any]], data: ClassificationData) -> list[i
     """Windows of each document."""
     windows = Counter(row["document"] for row in held_out)
     return [windows[document] for document in range(len(data))]
+
+
+def _early_stopping(settings: AdapterSettings) -> list[EarlyStoppingCallback]:
+    if settings.early_stopping is None:
+        return []
+    option = EarlyStopping(**settings.early_stopping)
+    return [EarlyStoppingCallback(option.patience, option.min_delta)]
+
+
+def _best(trainer: Trainer) -> dict[str, Any] | None:
+    """Which weights were taken, where not the last ones were."""
+    if not trainer.args.load_best_model_at_end:
+        return None
+    state = trainer.state
+    return {"metric": trainer.args.metric_for_best_model, "value": state.best_metric, "step": state.best_global_step}
 
 
 def _thresholds(

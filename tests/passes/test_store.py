@@ -12,14 +12,15 @@ import pytest
 
 from passes.training.adapter_pass import ATTRIBUTE
 from passes.training.store import adapter_key, find_or_make, store_folder
+from runtime.errors import OlivalError
 from tests.passes.conftest import data_config, mood_data, write_mood_csv, write_story_jsonl
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, checkpoints: Path | None = None) -> None:
     (folder / "weights").write_text("trained", encoding="utf-8")
 
 
-def never(folder: Path) -> None:
+def never(folder: Path, checkpoints: Path) -> None:
     raise AssertionError(f"{folder} was made again")
 
 
@@ -59,7 +60,7 @@ def test_what_a_killed_run_left_is_cleared_and_never_taken(tmp_path: Path) -> No
 
 
 def test_a_failed_make_leaves_nothing(tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, checkpoints: Path) -> None:
         write(folder)
         raise ValueError("no memory")
 
@@ -68,13 +69,64 @@ def test_a_failed_make_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def kept(error: BaseException) -> Callable[[Path, Path], None]:
+    """A training that ends with an error after its first checkpoint."""
+
+    def make(folder: Path, checkpoints: Path) -> None:
+        (checkpoints / "checkpoint-1").mkdir(parents=True)
+        raise error
+
+    return make
+
+
+def seen(found: list[list[str]]) -> Callable[[Path, Path], None]:
+    """A training that notes the checkpoints that it finds."""
+
+    def make(folder: Path, checkpoints: Path) -> None:
+        found.append(sorted(p.name for p in checkpoints.glob("checkpoint-*")))
+        write(folder)
+
+    return make
+
+
+def test_checkpoints_are_for_the_same_training_alone(tmp_path: Path) -> None:
+    """What was stopped goes on; another training of the same name clears what it left; other names are left alone."""
+    found: list[list[str]] = []
+    for name, key in (("spam", "a"), ("spam", "b"), ("intent", "a")):
+        with pytest.raises(KeyboardInterrupt):
+            find_or_make(tmp_path, name, key * 64, kept(KeyboardInterrupt()))
+    find_or_make(tmp_path, "spam", "b" * 64, seen(found))
+    find_or_make(tmp_path, "spam", "a" * 64, seen(found))
+    find_or_make(tmp_path, "intent", "a" * 64, seen(found))
+    assert found == [["checkpoint-1"], [], ["checkpoint-1"]]
+    assert sorted(os.listdir(tmp_path)) == [f"intent-{'a' * 16}", f"spam-{'a' * 16}", f"spam-{'b' * 16}"]
+
+
+def test_a_training_that_is_wrong_in_itself_begins_anew(tmp_path: Path) -> None:
+    found: list[list[str]] = []
+    with pytest.raises(OlivalError, match="diverged"):
+        find_or_make(tmp_path, "spam", "a" * 64, kept(OlivalError("diverged")))
+    find_or_make(tmp_path, "spam", "a" * 64, seen(found))
+    assert found == [[]]
+
+
+def test_checkpoints_of_a_living_process_are_left_alone(tmp_path: Path) -> None:
+    found: list[list[str]] = []
+    others = tmp_path / f"spam-{'a' * 16}.checkpoints"
+    (others / "checkpoint-1").mkdir(parents=True)
+    (others / f"owner-{os.getppid()}").touch()
+    folder, _ = find_or_make(tmp_path, "spam", "a" * 64, seen(found))
+    assert found == [[]] and sorted(os.listdir(tmp_path)) == [folder.name, others.name]
+    assert (others / "checkpoint-1").is_dir()
+
+
 class Chain:
     """Runs a chain of training passes in which training itself is replaced by a note of its name."""
 
     def __init__(self, folder: Path, base: Path, run_pass: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         self.base, self.run_pass, self.trained = base, run_pass, []  # type: tuple[Path, Any, list[str]]
 
-        def train_adapter(work: Path, base: Path, settings: Any, train_data: Any, validation_data: Any) -> None:
+        def train_adapter(work: Path, base: Path, settings: Any, *others: Any) -> None:
             self.trained.append(settings.adapter_name)
             write(work)
 

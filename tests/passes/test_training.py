@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer
 
 from data.examples import ClassificationData, GenerationData
 from data.tokenizing import encode_example
@@ -20,6 +19,7 @@ from passes.training.classifier import HEAD_INIT_STD, PooledClassifier
 from passes.training.pooling import last_real_positions, pooled_features
 from passes.training.settings import AdapterSettings
 from passes.training.train import train_adapter
+from passes.training.trainer import AdapterTrainer
 from runtime.errors import DataError, OlivalError
 from runtime.manifest import base_fingerprint
 from tests.passes.conftest import data_config, mood_data, story_data, write_mood_csv, write_story_jsonl
@@ -55,7 +55,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny_llama_path: Path) -> It
         def run(data: Any, validation: Any = None, steps: int = 3, training: Any = None, **settings: Any) -> Trained:
             seen: dict[str, Any] = {}
 
-            class WatchedTrainer(Trainer):
+            class WatchedTrainer(AdapterTrainer):
                 def train(self, *arguments: Any, **options: Any) -> Any:
                     seen["start"] = {k: v.detach().clone() for k, v in self.model.named_parameters() if v.requires_grad}
                     result = super().train(*arguments, **options)
@@ -65,7 +65,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny_llama_path: Path) -> It
                     seen["logits"] = out["logits"].float()
                     return result
 
-            patch.setattr("passes.training.train.Trainer", WatchedTrainer)
+            patch.setattr("passes.training.train.AdapterTrainer", WatchedTrainer)
             arguments = {"max_steps": steps, "learning_rate": 0.01, "logging_strategy": "steps", "logging_steps": 1}
             chosen = AdapterSettings("test", **{"rank": 4, **settings}, training_args={**arguments, **(training or {})})
             folder = tmp_path_factory.mktemp("trained")

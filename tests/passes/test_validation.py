@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 
 from data.examples import ClassificationData
 from evaluators.intermediate_values import VARIABLE, read_from
 from passes.training import validation
 from passes.training.settings import AdapterSettings
 from passes.training.train import train_adapter
+from passes.training.trainer import AdapterTrainer
 from passes.training.validation import DocumentScores, perplexity
 from tests.passes.conftest import BAD, GOOD, data_config, mood_data, story_data, write_mood_csv
 
@@ -85,12 +86,12 @@ def test_a_generation_adapter_reports_its_perplexity(
     """No logits are kept for it: they are as wide as the vocabulary."""
     seen = []
 
-    class Watched(Trainer):
+    class Watched(AdapterTrainer):
         def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: Any, ignore_keys: Any = None) -> Any:
             seen.append(prediction_loss_only)
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
 
-    monkeypatch.setattr("passes.training.train.Trainer", Watched)
+    monkeypatch.setattr("passes.training.train.AdapterTrainer", Watched)
     file = tmp_path / "values.jsonl"
     monkeypatch.setenv(VARIABLE, str(file))
     # the best by the perplexity: what the callback adds is what the Trainer compares
@@ -110,7 +111,7 @@ def test_scores_change_nothing_of_the_weights(
 ) -> None:
     """The same files, bit for bit, as those of a Trainer that has a loss of the held-out rows and nothing else."""
 
-    class LossOnly(Trainer):
+    class LossOnly(AdapterTrainer):
         def __init__(self, **options: Any) -> None:
             options |= {"compute_metrics": None, "callbacks": []}
             options["eval_dataset"].rows = [
@@ -120,7 +121,7 @@ def test_scores_change_nothing_of_the_weights(
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "values.jsonl"))
     scored = train(tmp_path / "scored", tiny_llama_path, mood_data(), LONG)
-    monkeypatch.setattr("passes.training.train.Trainer", LossOnly)
+    monkeypatch.setattr("passes.training.train.AdapterTrainer", LossOnly)
     monkeypatch.delenv(VARIABLE)
     plain = train(tmp_path / "plain", tiny_llama_path, mood_data(), LONG)
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("scored", "plain")]

@@ -15,7 +15,8 @@ from tests.passes.conftest import data_config, write_mood_csv
 
 Workflow = dict[str, Any]
 OPTIONS = (
-    "Valid: adapter_name, alpha, baselines, compute_dtype, double_quantization, dropout, head_dropout, loss, pooling, "
+    "Valid: adapter_name, alpha, baselines, compute_dtype, double_quantization, dropout, early_stopping, "
+    "head_dropout, loss, pooling, "
     "quantization, rank, rslora, seed, target_modules, train_data_config, training_args, validation_data_config"
 )
 NAMES = "right are letters, digits, '_' and '-', and none of base, latency, size_on_disk"

@@ -1,0 +1,127 @@
+"""The Trainer of adapters: checkpoints hold what is trained, and a resumed training ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from passes.training.schedule import CyclicalSchedule
+
+_WEIGHTS = "model.safetensors"  # a name that the Trainer looks for
+_OF_TRAINER = "rng_state.pth"  # state of the random numbers at a checkpoint
+_EPOCH = "epoch_rng.pth"  # state of the random numbers at the beginning of a checkpoint's epoch
+
+
+class AdapterTrainer(Trainer):
+    """Saves and restores the weights that are trained; the base is frozen and lies in a file of its own.
+
+    A schedule "cyclical" beside those of transformers, see `passes.training.schedule`.
+    """
+
+    def __init__(self, *arguments: Any, cycles: CyclicalSchedule | None = None, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self.resumed_from_step: int | None = None
+        self._cycles = cycles
+        self.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
+        self.add_callback(_SameOrder())
+
+    def train_on(self, checkpoints: Path) -> Any:
+        """Trains; goes on from the newest checkpoint in the folder, if there is one. Returns the Trainer's output."""
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        self.resumed_from_step = int(last.rpartition("-")[2]) if last else None
+        return self.train(resume_from_checkpoint=last)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self._cycles is None:
+            scheduler: torch.optim.lr_scheduler.LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return scheduler
+        wanted, cycles = optimizer or self.optimizer, self._cycles
+        assert wanted is not None
+        follow = torch.optim.lr_scheduler.LambdaLR(wanted, lambda step: cycles.factor(step, num_training_steps))
+        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = follow
+        return follow
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().contiguous().cpu() for n, p in self._trained().items()}, folder / _WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._restore(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._restore(Path(self.state.best_model_checkpoint))
+
+    def _restore(self, folder: Path) -> None:
+        weights, trained = load_file(folder / _WEIGHTS), self._trained()
+        assert weights.keys() == trained.keys(), f"{folder} is of another model"
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+class _SameOrder(TrainerCallback):
+    """Gives an epoch that is resumed in its midst the order of rows that it had: random numbers shuffle them.
+
+    A checkpoint that is due at an epoch's last step waits for the epoch's validation, which draws random numbers too.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[str, Any] = {}
+        self._resumed: Path | None = None
+        self._waiting = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
+        self._resumed = checkpoint if state.global_step and checkpoint.is_dir() else None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._begun = _random()
+        if self._resumed is None:
+            return
+        if state.epoch is not None and state.epoch % 1 > 0:  # in its midst
+            self._begun = torch.load(self._resumed / _EPOCH, weights_only=False)
+            _set_random(self._begun)
+        else:  # the Trainer sets them next
+            self._begun = torch.load(self._resumed / _OF_TRAINER, weights_only=False)
+        self._resumed = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._waiting = control.should_save and state.epoch is not None and state.epoch % 1 == 0
+        control.should_save = control.should_save and not self._waiting
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save = control.should_save or self._waiting
+        self._waiting = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        torch.save(self._begun, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _EPOCH)
+
+
+def _random() -> dict[str, Any]:
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+
+
+def _set_random(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
