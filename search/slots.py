@@ -55,9 +55,9 @@ def claim(study: optuna.Study, space: Space) -> optuna.Trial | None:
         tried = _by_slot(trials)
         for slot in range(slots):
             if slot not in tried:
-                return _first(space, slot, combinations)
+                return _first(space, slot, 0, combinations)
             if _may_go_on(tried[slot], space):
-                return _further(tried[slot])
+                return _further(space, tried[slot], combinations)
         return None
 
     begun = storage_of(study).begin(study._study_id, choose)
@@ -162,16 +162,17 @@ def _may_go_on(tried: Sequence[FrozenTrial], space: Space) -> bool:
     return is_lost(tried[-1]) and sum(1 for t in tried if not t.user_attrs.get(INTERRUPTED)) <= space.retries
 
 
-def _first(space: Space, slot: int, combinations: Sequence[dict[str, Any]]) -> FrozenTrial:
+def _first(space: Space, slot: int, attempt: int, combinations: Sequence[dict[str, Any]]) -> FrozenTrial:
+    """Without values, which are drawn next; a grid's are known."""
     params = combinations[slot] if combinations else {}
-    return _running(slot, 0, params, {name: distribution(space.parameter(name)) for name in params}, {})
+    return _running(slot, attempt, params, {name: distribution(space.parameter(name)) for name in params}, {})
 
 
-def _further(tried: Sequence[FrozenTrial]) -> FrozenTrial:
+def _further(space: Space, tried: Sequence[FrozenTrial], combinations: Sequence[dict[str, Any]]) -> FrozenTrial:
     """With the values of the lost attempt, unless it was lost before all of them were drawn."""
     last = tried[-1]
     if PARAMETERS not in last.user_attrs:
-        return _running(last.user_attrs[SLOT], len(tried), {}, {}, {})
+        return _first(space, last.user_attrs[SLOT], len(tried), combinations)
     return _running(last.user_attrs[SLOT], len(tried), last.params, last.distributions, last.system_attrs)
 
 

@@ -118,6 +118,13 @@ def train_adapter(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    optimizer = str(settings.training_args.get("optim", ""))
+    if optimizer.startswith("paged") and not torch.cuda.is_available():
+        print(
+            f"train {settings.adapter_name}: '{optimizer}' pages between GPU and main memory; without a GPU it "
+            "computes the same and pages nothing",
+            file=sys.stderr,
+        )
     result = trainer.train_on(kept)
     weights = {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(peft_model).items()}
     if label_names is not None:

@@ -85,8 +85,9 @@ def interrupt() -> None:
         ({"save_strategy": "steps", "save_steps": 5}, 5),
         ({"save_strategy": "steps", "save_steps": 5, "train_sampling_strategy": "random"}, 5),
         ({"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}, 4),  # an epoch's end for one
+        ({"save_strategy": "epoch", "optim": "paged_adamw_8bit", "bf16": True}, None),
     ],
-    ids=["epochs", "steps", "random order", "accumulation"],
+    ids=["epochs", "steps", "random order", "accumulation", "8 bits"],
 )
 def test_a_stopped_training_ends_as_an_undisturbed_one(
     tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, saving: dict[str, Any], last: int
@@ -112,6 +113,19 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(
         return [(entry["step"], entry["eval_loss"]) for entry in record["history"] if "eval_loss" in entry]
 
     assert curve(resumed) == curve(undisturbed)
+
+
+@pytest.mark.parametrize("optimizer", ["paged_adamw_8bit", "paged_adamw_32bit"])
+def test_paged_optimizers_run_without_a_gpu(
+    tmp_path: Path, tiny_llama_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    """And say that they page nothing. The same weights as AdamW: small tensors have 32-bit states."""
+    plain = run(tmp_path / "plain", tiny_llama_path, "classification", settings())
+    said = f"train test: '{optimizer}' pages between GPU and main memory; without a GPU it computes the same"
+    assert said not in capsys.readouterr().err
+    paged = run(tmp_path / "paged", tiny_llama_path, "classification", settings(optim=optimizer))
+    assert paged["training_loss"] == pytest.approx(plain["training_loss"], rel=1e-3)
+    assert torch.cuda.is_available() or said in capsys.readouterr().err
 
 
 def _killed(store: Path, base: Path) -> None:

@@ -59,6 +59,26 @@ def test_a_trial_ends_once(tmp_path: Path) -> None:
     assert is_over(study, space) and claim(study, space) is None
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_combination_of_a_grid_is_tried_again(tmp_path: Path, drawn: bool) -> None:
+    """Also when its worker was lost before it had looked at the values."""
+    choices = {"type": "categorical", "choices": ["int4", "int8", "fp32"]}
+    parameters = {"passes.export.precision": choices, "passes.spam.rank": {"type": "int", "low": 1, "high": 9}}
+    space = make_space(tmp_path, trials=27, parameters=parameters, sampler={"type": "grid"})
+    study, expected = open_study(space, {}), []
+    for _ in range(5):
+        trial = claim(study, space)
+        assert trial is not None
+        expected.append(dict(trial.params))
+        if drawn:
+            values_of(trial, space)
+    give_back(study)
+    again = [claim(study, space) for _ in range(5)]
+    assert [trial.params for trial in again if trial is not None] == expected
+    assert [values_of(trial, space) for trial in again if trial is not None] == expected
+    assert [trial.user_attrs["attempt"] for trial in again if trial is not None] == [1] * 5
+
+
 def test_a_worker_that_was_given_up_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.slots.HEARTBEAT_SECONDS", 0.01)
     space = make_space(tmp_path, trials=1)
