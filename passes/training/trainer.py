@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from passes.training.schedule import CyclicalSchedule
 
@@ -30,13 +31,14 @@ class AdapterTrainer(Trainer):
         self.resumed_from_step: int | None = None
         self._cycles = cycles
         self.can_return_loss = True  # the Trainer sees this in a signature only, and PEFT hides the signature
-        self.add_callback(_SameOrder())
+        self._order = _SameOrder()
+        self.add_callback(self._order)
 
     def train_on(self, checkpoints: Path) -> Any:
         """Trains; goes on from the newest checkpoint in the folder, if there is one. Returns the Trainer's output."""
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        self.resumed_from_step = int(last.rpartition("-")[2]) if last else None
-        return self.train(resume_from_checkpoint=last)
+        last = max(filter(_is_whole, checkpoints.glob("checkpoint-*")), key=_step, default=None)
+        self.resumed_from_step = _step(last) if last else None
+        return self.train(resume_from_checkpoint=str(last) if last else None)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -54,6 +56,10 @@ class AdapterTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.detach().contiguous().cpu() for n, p in self._trained().items()}, folder / _WEIGHTS)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        torch.save(self._order.begun, Path(output_dir) / _EPOCH)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._restore(Path(resume_from_checkpoint))
@@ -80,7 +86,7 @@ class _SameOrder(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self._begun: dict[str, Any] = {}
+        self.begun: dict[str, Any] = {}  # the random numbers at the beginning of this epoch
         self._resumed: Path | None = None
         self._waiting = False
 
@@ -93,14 +99,14 @@ class _SameOrder(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._begun = _random()
+        self.begun = _random()
         if self._resumed is None:
             return
         if state.epoch is not None and state.epoch % 1 > 0:  # in its midst
-            self._begun = torch.load(self._resumed / _EPOCH, weights_only=False)
-            _set_random(self._begun)
+            self.begun = torch.load(self._resumed / _EPOCH, weights_only=False)
+            _set_random(self.begun)
         else:  # the Trainer sets them next
-            self._begun = torch.load(self._resumed / _OF_TRAINER, weights_only=False)
+            self.begun = torch.load(self._resumed / _OF_TRAINER, weights_only=False)
         self._resumed = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -113,8 +119,18 @@ class _SameOrder(TrainerCallback):
         control.should_save = control.should_save or self._waiting
         self._waiting = False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        torch.save(self._begun, Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / _EPOCH)
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the Trainer finished it: what it writes last is there, and is JSON to its end."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _random() -> dict[str, Any]:

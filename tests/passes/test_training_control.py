@@ -159,6 +159,24 @@ def test_a_killed_training_goes_on(tmp_path: Path, tiny_llama_path: Path) -> Non
     assert not list(folder.rglob("checkpoint*"))
 
 
+@pytest.mark.parametrize("left", ["", '{"epoch": 1.'], ids=["nothing", "half a file"])
+def test_a_half_written_checkpoint_is_passed_over(
+    tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    chosen, kept = settings(save_strategy="steps", save_steps=2, save_total_limit=2), tmp_path / "kept"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(7, interrupt, patch)
+        run(tmp_path / "stopped", tiny_llama_path, "classification", chosen, kept)
+    state = kept / "checkpoint-6" / "trainer_state.json"
+    state.unlink()
+    if left:
+        state.write_text(left, encoding="utf-8")
+    record = run(tmp_path / "stopped", tiny_llama_path, "classification", chosen, kept)
+    assert record["resumed_from_step"] == 4
+    run(tmp_path / "undisturbed", tiny_llama_path, "classification", chosen)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
+
+
 def test_checkpoints_hold_what_is_trained_alone(
     tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
