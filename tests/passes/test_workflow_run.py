@@ -101,7 +101,7 @@ class Olive:
         """Finished adapters in the store: {name: (folder, inode, weights' time in ns)}; the newest of each."""
         found = {}
         for folder in sorted((self.folder / "cache" / "adapters").glob("*"), key=lambda f: f.stat().st_mtime_ns):
-            if "unfinished" not in folder.name:
+            if "unfinished" not in folder.name and not folder.name.endswith(".checkpoints"):
                 weights = folder / "adapter_model.safetensors"
                 name = folder.name.rsplit("-", 1)[0]
                 found[name] = (folder.name, folder.stat().st_ino, weights.stat().st_mtime_ns)
