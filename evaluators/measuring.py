@@ -135,10 +135,8 @@ class Measuring:
     ) -> Callable[[Sequence[int], Sequence[Sequence[float]]], None]:
         """Reports of a part's rows whether their labels were found."""
         model = self.models[name]
-        several = isinstance(data, MultiLabelData)
-        expected: Any = (data.label_matrix if isinstance(data, MultiLabelData) else data.label_ids)(
-            model.labels(adapter)
-        )
+        labels, several = model.labels(adapter), isinstance(data, MultiLabelData)
+        expected: Any = data.label_matrix(labels) if isinstance(data, MultiLabelData) else data.label_ids(labels)
 
         def tell(rows: Sequence[int], logits: Sequence[Sequence[float]]) -> None:
             values = np.asarray(logits, np.float32)

@@ -29,8 +29,7 @@ def multilabel_scores(
     """(scores, 95 % intervals, details) of two bool arrays (rows, labels).
 
     The names are those of one label a text: accuracy is the share of rows with every label right, as scikit-learn has
-    it; precision, recall and F1 are micro, macro or weighted over labels. Accuracy and micro F1 have an interval:
-    both are ratios of sums over rows.
+    it; precision, recall and F1 are micro, macro or weighted over labels. Accuracy alone has an interval.
     Raises DataError when not a label is expected or predicted in any row.
     """
     report = multilabel_report(truth, guess, labels)

@@ -173,7 +173,7 @@ def train_adapter(
         **throughput.record(),
         "best": _best(trainer),
         "overfitting": evidence,
-        **({"head": head.key()} if head.key() else {}),
+        **({"head": key} if (key := head.key()) else {}),
         "history": history,
     }
     _write_json(folder / "training.json", record)
