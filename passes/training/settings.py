@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base_model import QUANTIZATIONS
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
+from passes.training.methods import METHODS, chosen_method, method_problems
 from passes.training.schedule import CYCLICAL, CyclicalSchedule
 from runtime.errors import nearest
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-TRAINING_VERSION = 1  # part of every cache key: raise it when the code trains differently
+TRAINING_VERSION = 2  # part of every cache key: raise it when the code trains differently
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # two names of transformers for one thing
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 # training_args is handed to transformers' TrainingArguments; these keys belong to the workspace
@@ -49,11 +50,15 @@ class AdapterSettings:
     """What one adapter is trained with. Defaults: Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA)."""
 
     adapter_name: str
+    method: str = "lora"
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     target_modules: list[str] | str = "all-linear"
     rslora: bool = False
+    bottleneck_size: int = 64
+    virtual_tokens: int = 20
+    freeze: str | dict[str, int] | None = None
     quantization: str | None = None
     double_quantization: bool = False
     compute_dtype: str = "float32"
@@ -63,8 +68,11 @@ class AdapterSettings:
 
     @classmethod
     def from_config(cls, config: Any) -> AdapterSettings:
-        """Reads the fields from a pass config object of Olive."""
+        """Reads the fields from a pass config object of Olive; `qlora` is on nf4 where nothing else is said."""
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls)}
+        values["method"] = chosen_method(config.method, config.quantization)
+        if values["method"] == "qlora" and config.quantization is None:
+            values["quantization"] = "nf4"
         values["training_args"] = dict(values["training_args"] or {})
         return cls(**values)
 
@@ -86,11 +94,21 @@ def adapter_options() -> dict[str, Any]:
         "validation_data_config": PassConfigParam(
             type_=data, description="Held-out rows for loss and scores after each epoch."
         ),
+        "method": PassConfigParam(
+            type_=str,
+            default_value=None,
+            description=f"One of {', '.join(METHODS)}; null is lora, or qlora with a quantization.",
+        ),
         "rank": option(int, "rank", "Rank r of the LoRA matrices."),
         "alpha": option(float, "alpha", "LoRA scale: the update is multiplied by alpha / rank."),
         "dropout": option(float, "dropout", "Dropout before the LoRA matrices."),
         "target_modules": option(list[str] | str, "target_modules", "Linear layers to adapt, or 'all-linear'."),
         "rslora": option(bool, "rslora", "Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."),
+        "bottleneck_size": option(int, "bottleneck_size", "Width of the bottleneck adapters."),
+        "virtual_tokens": option(int, "virtual_tokens", "Number of virtual tokens of prefix and prompt tuning."),
+        "freeze": option(
+            str | dict, "freeze", "What of the base stays as it is: 'all', 'none' or {'last_n_blocks': N} unfrozen."
+        ),
         "quantization": option(str, "quantization", f"Base while training: {', '.join(QUANTIZATIONS)} or null."),
         "double_quantization": option(bool, "double_quantization", "Quantize the quantization constants too."),
         "compute_dtype": option(str, "compute_dtype", f"One of {', '.join(COMPUTE_DTYPES)}."),
@@ -158,7 +176,7 @@ def settings_problems(config: Any, task: str) -> list[str]:
     """
     from transformers import TrainingArguments
 
-    problems = []
+    problems = method_problems(config, {f.name: f.default for f in dataclasses.fields(AdapterSettings)})
     if config.rank < 1:
         problems.append(f"rank: must be 1 or more, but got {config.rank}")
     if config.alpha <= 0:

@@ -1,4 +1,4 @@
-"""Trains one named adapter on a frozen base with transformers' Trainer and writes it as a PEFT folder."""
+"""Trains one named adapter on a base with transformers' Trainer and writes it as a PEFT folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
@@ -21,11 +20,12 @@ from transformers.integrations import TensorBoardCallback
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
-from passes.base_model import is_encoder, load_base, load_tokenizer, pooling_of
+from passes.base_model import load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
 from passes.training.loss_choice import make_loss, teacher_of
+from passes.training.methods import adapt
 from passes.training.monitoring import Throughput, overfitting, plot_curves
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
@@ -79,16 +79,15 @@ def train_adapter(
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
-    task_type = "FEATURE_EXTRACTION" if is_encoder(base) else "CAUSAL_LM"
-    model: Any = get_peft_model(base_model, _lora_config(settings, task_type))
+    adapted = adapt(base_model, settings, base)
+    model: Any = adapted.model
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
-    peft_model = model
     rows = tokenized_rows(tokenizer, train_data, label_names)
     if label_names is not None:
         several = isinstance(train_data, MultiLabelData)
         loss = make_loss(head.loss, [row["labels"] for row in rows], label_names, several)
         model = PooledClassifier(
-            peft_model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
+            adapted.model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
         ).to(base_model.device)
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
@@ -126,7 +125,7 @@ def train_adapter(
             file=sys.stderr,
         )
     result = trainer.train_on(kept)
-    weights = {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(peft_model).items()}
+    weights = adapted.weights()
     if label_names is not None:
         weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()
     if not all(torch.isfinite(value).all() for value in [torch.tensor(result.training_loss), *weights.values()]):
@@ -135,9 +134,7 @@ def train_adapter(
             f"training_args.learning_rate than {trainer.args.learning_rate:g} may help"
         )
 
-    peft_model.peft_config["default"].base_model_name_or_path = str(base)
-    peft_model.peft_config["default"].inference_mode = True
-    peft_model.peft_config["default"].save_pretrained(folder)
+    adapted.save_config(folder, base)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     description: dict[str, Any] = {
         "name": settings.adapter_name,
@@ -262,18 +259,6 @@ def _thresholds(
     said: Any = trainer.predict(Rows([{**row, "index": i} for i, row in enumerate(held_out)])).predictions
     logits = documents_of(said, _windows(held_out, data))
     return best_thresholds(sigmoid(logits), data.label_matrix(label_names))
-
-
-def _lora_config(settings: AdapterSettings, task_type: str) -> LoraConfig:
-    return LoraConfig(
-        task_type=task_type,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        use_rslora=settings.rslora,
-        bias="none",
-    )
 
 
 def _collate(batch: list[dict[str, Any]], padding: int, classes: int) -> dict[str, torch.Tensor]:

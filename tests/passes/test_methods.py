@@ -1,0 +1,72 @@
+"""The option `method`: which options go with which, and what is said of those that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from olive.hardware.accelerator import AcceleratorSpec
+from olive.passes.pass_config import BasePassConfig
+
+from passes.adapter_fine_tune import AdapterFineTune
+from passes.training.methods import METHODS
+from passes.training.settings import AdapterSettings, settings_problems
+
+
+def config(**options: Any) -> BasePassConfig:
+    """A pass config of Olive."""
+    spec = AcceleratorSpec("cpu", "CPUExecutionProvider")
+    given = {"adapter_name": "tone", "train_data_config": {"name": "rows"}, **options}
+    return AdapterFineTune.generate_config(spec, given, disable_search=True)
+
+
+def refused(option: str, method: str, takers: str) -> str:
+    return f"{option}: is not for method '{method}', but for {takers}; leave it out or change the method"
+
+
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown": (
+        {"method": "dorra"},
+        [f"method: 'dorra' is unknown; did you mean 'dora'? Valid: {', '.join(sorted(METHODS))}"],
+    ),
+    "lora on a quantized base": (
+        {"method": "lora", "quantization": "nf4"},
+        [refused("quantization", "lora", "qlora, dora")],
+    ),
+    "several at once": (
+        {"method": "lora", "double_quantization": True, "bottleneck_size": 8, "virtual_tokens": 4, "freeze": "none"},
+        [
+            refused("bottleneck_size", "lora", "bottleneck"),
+            refused("virtual_tokens", "lora", "prefix, prompt"),
+            refused("freeze", "lora", "full"),
+            refused("double_quantization", "lora", "qlora, dora"),
+        ],
+    ),
+    "dora": ({"method": "dora", "virtual_tokens": 4}, [refused("virtual_tokens", "dora", "prefix, prompt")]),
+    "rank of qlora": ({"method": "qlora", "rank": 0}, ["rank: must be 1 or more, but got 0"]),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), WRONG.values(), ids=WRONG)
+def test_wrong_options_are_named(options: dict[str, Any], expected: list[str]) -> None:
+    assert settings_problems(config(**options), "generation") == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_is_right_with_its_defaults(method: str) -> None:
+    assert settings_problems(config(method=method), "generation") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "quantization"),
+    [
+        ({}, "lora", None),
+        ({"quantization": "fp4"}, "qlora", "fp4"),
+        ({"method": "qlora"}, "qlora", "nf4"),
+        ({"method": "dora", "quantization": "nf4"}, "dora", "nf4"),
+    ],
+    ids=str,
+)
+def test_what_is_not_said_follows(options: dict[str, Any], method: str, quantization: str | None) -> None:
+    settings = AdapterSettings.from_config(config(**options))
+    assert (settings.method, settings.quantization) == (method, quantization)
