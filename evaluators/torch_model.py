@@ -20,19 +20,33 @@ from runtime.generation import divide
 class TorchModel:
     """One base with named adapters; the same interface as evaluators.package_model.PackageModel."""
 
-    def __init__(self, base: Path, adapters: dict[str, Path]) -> None:
+    def __init__(self, base: Path, adapters: dict[str, Path], as_trained: bool = True) -> None:
+        """
+        Args:
+            base: folder of the base.
+            adapters: {name: folder of the trained adapter}.
+            as_trained: where all adapters were trained on the same deployed integers, the base has them as well;
+                otherwise, and in every other case, it is in float32.
+        """
         from peft import PeftModel
         from safetensors.torch import load_file
 
         from passes.base_model import context_length, load_base, load_tokenizer
+        from passes.training.deployed_base import load_deployed, quantized_base
+        from passes.training.store import cache_folder
 
         self.context_length = context_length(base)  # most tokens that the base takes; None where it has no limit
         self.tokenizer = load_tokenizer(base)
-        self.model: Any = load_base(base)
-        self.info: dict[str, dict[str, Any]] = {}
+        self.info: dict[str, dict[str, Any]] = {
+            name: json.loads((folder / "adapter.json").read_text(encoding="utf-8")) for name, folder in adapters.items()
+        }
+        deployed = [info.get("deployed") for info in self.info.values()]
+        if as_trained and deployed and deployed[0] and all(options == deployed[0] for options in deployed):
+            self.model: Any = load_deployed(base, quantized_base(base, deployed[0], cache_folder()))
+        else:
+            self.model = load_base(base)
         self.heads: dict[str, Any] = {}
         for name, folder in adapters.items():
-            self.info[name] = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
             if isinstance(self.model, PeftModel):
                 self.model.load_adapter(str(folder), name)
             else:

@@ -12,7 +12,9 @@ from runtime.errors import OlivalError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-QUANTIZATIONS = ("nf4", "fp4")  # of bitsandbytes; None keeps the base as it is
+BITSANDBYTES = ("nf4", "fp4")
+DEPLOYED = "deployed"  # the integers of the package; see passes/training/deployed_base.py
+QUANTIZATIONS = (*BITSANDBYTES, DEPLOYED)  # None keeps the base as it is
 # Model types of transformers that read a text in both directions: they classify by its first token, and write none.
 ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -86,7 +88,7 @@ def context_length(folder: Path) -> int | None:
     return length
 
 
-def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
+def model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The auto class for a base, and what it is to be given: encoders come without heads and pooler."""
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -103,7 +105,7 @@ def linear_layers(folder: Path) -> list[str]:
     from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
-    auto_class, options = _model_class(folder)
+    auto_class, options = model_class(folder)
     with torch.device("meta"):
         model = auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
     head = model.get_output_embeddings()
@@ -131,7 +133,7 @@ def load_base(
     import torch
     from transformers import BitsAndBytesConfig
 
-    auto_class, class_options = _model_class(folder)
+    auto_class, class_options = model_class(folder)
     dtype = getattr(torch, compute_dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **class_options}

@@ -178,7 +178,8 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
     """Writes each adapter's parity into the package's manifest: {precision: scores, samples, executed_on}.
 
     Args:
-        base, adapters: of the PyTorch model in float32, the reference.
+        base, adapters: of the PyTorch model, the reference: in float32, but for `package` on the integers that the
+            adapters were trained on.
         package: the package to certify.
         exact: the same adapters in a float32 package for the CPU; may be `package` itself.
         options: evaluators.parity.OPTIONS with the workflow's values.
@@ -190,9 +191,8 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
     from evaluators.torch_model import TorchModel
 
     manifest = read_manifest(package, verify=False)
-    reference = TorchModel(base, adapters)
 
-    def measure(model: PackageModel) -> dict[str, dict[str, Any]]:
+    def measure(model: PackageModel, reference: TorchModel) -> dict[str, dict[str, Any]]:
         results = {}
         for name, folder in adapters.items():
             samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))[: options["samples"]]
@@ -201,12 +201,15 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
         return results
 
     precision = manifest["precision"]
-    exact_scores = scores = measure(PackageModel(exact))
+    reference = TorchModel(base, adapters, as_trained=False)
+    exact_scores = scores = measure(PackageModel(exact), reference)
     if package != exact:
         model, absent = _open_or_fall_back(package)
         if absent:
             manifest["target"]["not_executed"] = absent
-        scores = measure(model) if model is not None else {name: {"executed_on": None} for name in adapters}
+        if any(info.get("deployed") for info in reference.info.values()):
+            reference = TorchModel(base, adapters)
+        scores = measure(model, reference) if model is not None else {name: {"executed_on": None} for name in adapters}
     exact_bounds = {**dict.fromkeys(parity.SCORES), "max_abs_difference": options["fp32_max_abs_difference"]}
     broken = []
     for name in adapters:

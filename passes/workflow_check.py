@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluators.metric_check import metric_adapter
 from passes.data_check import check_data
+from passes.deployed_check import fill_deployed
 from passes.registration import PASS_MODULES, task_of
 from passes.searched_options import BETTER, candidates, search_problems
 from runtime.atomic_folder import is_result
@@ -42,6 +43,7 @@ def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
     for name, step in ours:
         problems += _check_options(name, step, provider)
     problems += _check_names(ours)
+    problems += fill_deployed(ours, _our_name(provider))
     if ours:
         base, base_fingerprint = _check_base(run_config, ours, problems, provider)
         metric_problems = _check_metrics(run_config.engine, ours, base)
@@ -114,7 +116,7 @@ def _option_problems(name: str, pass_class: Any, options: dict[str, Any], provid
     from pydantic import ValidationError
 
     known = pass_class.default_config(DEFAULT_CPU_ACCELERATOR)
-    visible = [option for option in known if option not in ("fingerprint", "version")]
+    visible = [option for option in known if option not in ("deployed", "fingerprint", "version")]
     problems = [
         f"passes.{name}.{option}: unknown option; {nearest(option, visible)}"
         for option in options
@@ -187,14 +189,18 @@ def _check_base(
         return None, ""
 
 
-def _check_export(ours: list[tuple[str, Any]], provider: str, base: Path) -> list[str]:
-    """What the export of this base cannot do, beside what `MultiAdapterExport.problems` says of every base."""
+def _our_name(provider: str) -> str:
     from passes.multi_adapter_export import OUR_NAMES
 
+    return OUR_NAMES.get(provider, provider)
+
+
+def _check_export(ours: list[tuple[str, Any]], provider: str, base: Path) -> list[str]:
+    """What the export of this base cannot do, beside what `MultiAdapterExport.problems` says of every base."""
     problems = []
     for name, step in ours:
         if "export" in step.type:
-            target = OUR_NAMES.get(provider, provider)
+            target = _our_name(provider)
             wrong = [_export_problems(name, options, target, base) for options in candidates(step.config or {})]
             problems += [] if any(not w for w in wrong) else wrong[0]
     return problems

@@ -207,6 +207,11 @@ def _head(source: Source, key: str, value: np.ndarray, hidden: int | None) -> tu
     return head, finding(source, key, REPAIRED if turned else FITS, note)
 
 
+def slot_places(name: str, slots: Slots) -> list[Place]:
+    """(slot, part) of one of a base's projections by its name in PyTorch; part None is all of a slot, [] is no slot."""
+    return _places(name, slots, _index(slots))
+
+
 def _index(slots: Slots) -> dict[str, tuple[str, str]]:
     """{model.layers.0.attn.q_proj: (its slot, its part of the slot)}"""
     return {

@@ -65,6 +65,7 @@ class AdapterSettings:
     seed: int = 0
     training_args: dict[str, Any] = field(default_factory=dict)
     early_stopping: dict[str, Any] | None = None
+    deployed: dict[str, Any] | None = None  # of passes.training.deployed_base.deployed_options
 
     @classmethod
     def from_config(cls, config: Any) -> AdapterSettings:
@@ -119,6 +120,7 @@ def adapter_options() -> dict[str, Any]:
         "early_stopping": option(
             dict, "early_stopping", "{'metric', 'patience', 'min_delta'}: stop, and take the best weights; or null."
         ),
+        "deployed": option(dict, "deployed", "Filled in by the workspace: how the export quantizes."),
         "fingerprint": PassConfigParam(
             type_=str, default_value="", description="Filled in by the workspace: sha256 of the base and the data."
         ),

@@ -25,9 +25,14 @@ CHECKPOINTS = ".checkpoints"  # after an adapter's folder name: what its trainin
 _OWNER = "owner-"  # file in there; before the number of the process that trains
 
 
+def cache_folder() -> Path:
+    """<cache_dir> of the workflow: Olive sets OLIVE_CACHE_DIR to <cache_dir>/<workflow_id>."""
+    return Path(os.environ.get("OLIVE_CACHE_DIR", ".olive-cache/default_workflow")).parent
+
+
 def store_folder() -> Path:
-    """`adapters` beside the workflow caches of Olive, which sets OLIVE_CACHE_DIR to <cache_dir>/<workflow_id>."""
-    return Path(os.environ.get("OLIVE_CACHE_DIR", ".olive-cache/default_workflow")).parent / "adapters"
+    """`adapters` beside the workflow caches of Olive."""
+    return cache_folder() / "adapters"
 
 
 def adapter_key(parts: dict[str, Any]) -> str:

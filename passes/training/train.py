@@ -22,6 +22,7 @@ from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
+from passes.training.deployed_base import load_deployed, quantized_base
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
 from passes.training.loss_choice import make_loss, teacher_of
@@ -29,6 +30,7 @@ from passes.training.methods import adapt
 from passes.training.monitoring import Throughput, overfitting, plot_curves
 from passes.training.progress import ProgressBar
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
+from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
 from passes.training.trainer import AdapterTrainer
@@ -75,7 +77,12 @@ def train_adapter(
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     started = time.perf_counter()
-    base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
+    if settings.deployed is not None:
+        base_model = load_deployed(
+            base, quantized_base(base, settings.deployed, cache_folder()), settings.compute_dtype
+        )
+    else:
+        base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
@@ -145,6 +152,7 @@ def train_adapter(
         "pooling": head.pooling or pooling_of(base_model.config.model_type),
         "window_stride": train_data.window_stride if isinstance(train_data, ClassificationData) else None,
         "metrics": {},
+        **({"deployed": settings.deployed} if settings.deployed else {}),
     }
     if isinstance(train_data, MultiLabelData):
         description["thresholds"] = _thresholds(trainer, held_out, validation_data, train_data.label_names)
