@@ -27,16 +27,25 @@ WORKFLOW = Path("workflows/quickstart.json")
 EPOCHS, VALIDATION_STEPS = 2, 10  # of 60 steps
 MOST = 4  # times the random search's trials that the pruned search may have, if they fit into its time
 PARAMETERS = {
-    "passes.spam.training_args.learning_rate": {"type": "float", "low": 1e-5, "high": 3e-2, "log": True},
-    "passes.spam.training_args.weight_decay": {"type": "float", "low": 0.0, "high": 0.2},
-    "passes.spam.rank": {"type": "categorical", "choices": [2, 4, 8, 16, 32]},
-    "passes.spam.alpha": {"type": "float", "low": 4, "high": 64, "log": True},
-    "passes.spam.dropout": {"type": "float", "low": 0.0, "high": 0.5},
-}
+    "passes.spam.training_args.learning_rate": {
+        "type": "categorical", "choices": [1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2],
+    },
+    "passes.spam.rank": {"type": "categorical", "choices": [4, 8, 16, 32]},
+    "precision": {"path": "passes.export.precision", "type": "categorical", "choices": ["int4", "int8"]},
+    "passes.export.quantization": {
+        "type": "categorical",
+        "choices": [
+            {"algorithm": "rtn_last"}, {"algorithm": "k_quant_last"}, {"algorithm": "k_quant_mixed"},
+            {"algorithm": "rtn_last", "block_size": 16}, {"algorithm": "k_quant_last", "block_size": 64},
+        ],
+        "when": {"precision": "int4"},
+        "inactive": "remove",
+    },
+}  # fmt: skip
 SIDES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"type": "random"}},
     "pruned": {
-        "sampler": {"type": "tpe", "n_startup_trials": 6, "multivariate": True},
+        "sampler": {"type": "tpe", "n_startup_trials": 6},
         "pruner": [
             {"type": "percentile", "percentile": 75.0, "metric": "loss", "n_startup_trials": 2},
             {"type": "wilcoxon", "p_threshold": 0.1},
@@ -49,9 +58,9 @@ def make_space(folder: Path, side: str, seed: int, trials: int) -> Space:
     """Writes one side's workflow and space file into `folder` and reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    workflow["passes"] = {"spam": workflow["passes"]["spam"]}
+    workflow["passes"] = {name: workflow["passes"][name] for name in ("spam", "export")}
     workflow["passes"]["spam"]["training_args"] |= {
-        "num_train_epochs": EPOCHS, "weight_decay": 0.0, "eval_strategy": "steps",
+        "num_train_epochs": EPOCHS, "eval_strategy": "steps",
         "eval_steps": VALIDATION_STEPS,
     }  # fmt: skip
     workflow["data_configs"] = [d for d in workflow["data_configs"] if d["name"].startswith("spam")]

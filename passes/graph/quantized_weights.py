@@ -24,7 +24,7 @@ class QuantizedWeight:
     Attributes:
         codes: uint8 (out, blocks, block size * bits / 8); of 4 bits the lower half of a byte comes first.
         scales: float (out, blocks).
-        zeros: uint8 (out, blocks), one for each block; None: 2 ** (bits - 1).
+        zeros: (out, blocks), one for each block, uint8 or (HQQ) float; None: 2 ** (bits - 1).
         bits: 4 or 8.
         size_in: in; the last block may reach beyond it.
     """
@@ -89,9 +89,7 @@ def _weight(node: onnx.NodeProto, values: Any) -> QuantizedWeight:
     zeros = None
     if len(node.input) > 3 and node.input[3]:
         packed = values(node.input[3]).reshape(out, -1)
-        if packed.dtype != np.uint8:
-            raise OlivalError(f"{node.name}: its zero points are {packed.dtype}, and not uint8")
-        if bits == 4:
+        if bits == 4 and packed.dtype == np.uint8:
             packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(out, -1)
         zeros = np.ascontiguousarray(packed[:, :blocks])
     codes = values(node.input[1]).reshape(out, blocks, -1)

@@ -23,7 +23,7 @@ class Blocks:
     Attributes:
         codes: uint8 (out, blocks, block size * bits / 8); of 4 bits the lower half of a byte comes first.
         scales: float (out, blocks).
-        zeros: uint8 (out, blocks), or None: 2 ** (bits - 1) everywhere.
+        zeros: (out, blocks), uint8 or (of half-quadratic quantization) float; None: 2 ** (bits - 1) everywhere.
         bits: 4 or 8.
         size_in: in; the last block may reach beyond it.
     """
@@ -46,10 +46,14 @@ class Blocks:
             torch.bitwise_and(self.codes, 15, out=codes[..., 0])
             torch.bitwise_right_shift(self.codes, 4, out=codes[..., 1])
             signed = codes.view(*self.scales.shape, -1).view(torch.int8)
-            signed -= 8 if self.zeros is None else self.zeros.view(torch.int8)[..., None]
         else:
             signed = self.codes.to(torch.int16)
-            signed -= 128 if self.zeros is None else self.zeros.to(torch.int16)[..., None]
+        if self.zeros is None:
+            signed -= 2 ** (self.bits - 1)
+        elif self.zeros.is_floating_point():
+            signed = signed - self.zeros[..., None]
+        else:
+            signed -= self.zeros.to(signed.dtype)[..., None]
         values = torch.mul(signed, self.scales.float()[..., None])
         return values.view(len(values), -1)[:, : self.size_in]
 
