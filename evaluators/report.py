@@ -145,7 +145,9 @@ def _print_parity(console: Console, manifest: dict[str, Any]) -> None:
         table.add_row(name, f"{precision} on {where}", *cells, str(scores["samples"]))
     console.print(table)
     exact = max(parity["fp32"]["max_abs_difference"] for parity in parities.values())
-    console.print(f"[dim]parity: logits against PyTorch in float32; the float32 graph differs by {exact:.2g}[/dim]")
+    deployed = any(parity[precision].get("reference") == "deployed" for parity in parities.values())
+    reference = "on the integers that the adapters were trained on" if deployed else "in float32"
+    console.print(f"[dim]parity: logits against PyTorch {reference}; the float32 graph differs by {exact:.2g}[/dim]")
 
 
 def _quality_cells(evaluation: dict[str, Any], with_goal: bool) -> list[list[str]]:

@@ -41,7 +41,9 @@ class TorchModel:
             name: json.loads((folder / "adapter.json").read_text(encoding="utf-8")) for name, folder in adapters.items()
         }
         deployed = [info.get("deployed") for info in self.info.values()]
+        self.weights = "float32"  # of the base
         if as_trained and deployed and deployed[0] and all(options == deployed[0] for options in deployed):
+            self.weights = "deployed"
             self.model: Any = load_deployed(base, quantized_base(base, deployed[0], cache_folder()))
         else:
             self.model = load_base(base)

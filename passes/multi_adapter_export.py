@@ -175,7 +175,8 @@ def export(
 
 
 def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, options: dict[str, Any]) -> None:
-    """Writes each adapter's parity into the package's manifest: {precision: scores, samples, executed_on}.
+    """Writes each adapter's parity into the package's manifest: {precision: scores, samples,
+    executed_on, reference: weights of PyTorch's base, float32 or deployed}.
 
     Args:
         base, adapters: of the PyTorch model, the reference: in float32, but for `package` on the integers that the
@@ -197,7 +198,8 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
         for name, folder in adapters.items():
             samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))[: options["samples"]]
             scores = parity.adapter_parity(reference, model, name, samples, reference.info[name]["task"])
-            results[name] = {**scores, "executed_on": model.runtime.execution_provider}
+            where = {"executed_on": model.runtime.execution_provider, "reference": reference.weights}
+            results[name] = {**scores, **where}
         return results
 
     precision = manifest["precision"]
