@@ -1,4 +1,7 @@
-"""The PyTorch side of a comparison: the base in float32 with trained adapters in PEFT's own implementation."""
+"""The PyTorch side of a comparison: the base in float32 with trained adapters in PEFT's own implementation.
+
+Bottleneck adapters, which PEFT does not have, are those of passes/training/bottleneck.py.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ class TorchModel:
         from safetensors.torch import load_file
 
         from passes.base_model import context_length, load_base, load_tokenizer
+        from passes.training.bottleneck import block_outputs, is_bottleneck, load_bottlenecks
         from passes.training.deployed_base import load_deployed, quantized_base
         from passes.training.store import cache_folder
 
@@ -48,8 +52,13 @@ class TorchModel:
         else:
             self.model = load_base(base)
         self.heads: dict[str, Any] = {}
+        self.bottlenecks: dict[str, dict[str, Any]] = {}
+        # taken before PEFT puts its own layers around them
+        self.outputs = block_outputs(self.model) if any(map(is_bottleneck, adapters.values())) else {}
         for name, folder in adapters.items():
-            if isinstance(self.model, PeftModel):
+            if is_bottleneck(folder):
+                self.bottlenecks[name] = load_bottlenecks(folder, self.outputs, self.model.device)
+            elif isinstance(self.model, PeftModel):
                 self.model.load_adapter(str(folder), name)
             else:
                 self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
@@ -211,10 +220,15 @@ class TorchModel:
 
     @contextmanager
     def _active(self, adapter: str | None) -> Iterator[None]:
-        if adapter is not None:
+        from passes.training.bottleneck import attached
+
+        bottlenecks = self.bottlenecks.get(adapter or "", {})
+        without_peft = adapter is None or bool(bottlenecks)
+        if not without_peft:
             self.model.set_adapter(adapter)
-        plain = adapter is None and hasattr(self.model, "disable_adapter")
-        with self.model.disable_adapter() if plain else nullcontext(), exact_float32():
+        plain = without_peft and hasattr(self.model, "disable_adapter")
+        alone = self.model.disable_adapter() if plain else nullcontext()
+        with alone, attached(bottlenecks, self.outputs), exact_float32():
             yield
 
 

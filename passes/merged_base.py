@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.adapter_names import FITS, OTHER_BASE, REPAIRED, UNUSABLE, finding, oriented, sort_parts
 from runtime.adapter_source import Source
+from runtime.bottleneck import NOT_LINEAR, PARTS, PEFT_TYPE
 from runtime.conversion import PACKS, refusal
 from runtime.errors import PackageError
 from runtime.head_sizes import narrow_heads, own_parts
@@ -52,7 +53,12 @@ def changes_from_slots(
 
     Args:
         weights: names of the base's weights. Where it keeps q, k and v in one, or gate and up, so does the change.
+
+    Raises:
+        PackageError: it has bottlenecks.
     """
+    if any(name.endswith(PARTS) for name in tensors):
+        raise PackageError(NOT_LINEAR)
     sizes = {f"{_parent(slot)}.{part}": size for slot in slots for part, size in own_parts(slot, slots).items()}
     changes: dict[str, Change] = {}
     for slot, entry in slots.items():
@@ -97,6 +103,8 @@ def changes_from_peft(source: Source, hidden: int) -> tuple[dict[str, Change], n
         raise PackageError(f"{source.path}: only a PEFT folder, or an adapter of the package, can be merged")
     parts = sort_parts(source)
     problems, findings = meaning_problems(source.config, dora=True), parts.findings
+    if parts.bottlenecks or source.config.get("peft_type") == PEFT_TYPE:
+        problems.append(NOT_LINEAR)
     changes = {}
     for module in parts.modules.values():
         key = next(iter(module.parts.values()))[0]

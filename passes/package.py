@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base_model import base_name, context_length, is_encoder, local_folder, pooling_of
+from passes.graph.bottleneck_slots import add_bottleneck_slots
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_engine, check_precision, engine_of
 from passes.graph.head import add_class_head
@@ -20,6 +22,7 @@ from passes.graph.slots import add_slots
 from runtime.adapter_source import read_settings
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
+from runtime.bottleneck import BOTTLENECK, PEFT_TYPE
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import FORMAT_VERSION, base_fingerprint, file_entry, read_manifest, write_manifest
 
@@ -80,7 +83,8 @@ def write_package(
         else:
             build_base(base, new, precision, execution_provider, quantization, threads)
             modules, layout = [], head_layout(json.loads((base / "config.json").read_text(encoding="utf-8")))
-        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"])
+        extra = _extra_slots(adapter_folders)
+        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"], extra)
         mark_slots(slots, layout)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -92,6 +96,7 @@ def write_package(
             "precision": precision,
             "quantization": options or None,
             "slots": slots,
+            **({"extra_slots": extra} if extra else {}),
             "files": {p.relative_to(new).as_posix(): file_entry(p) for p in sorted(new.rglob("*")) if p.is_file()},
             "versions": _versions(),
             "workflow": workflow,
@@ -112,12 +117,27 @@ def check_replaceable(folder: Path) -> None:
         raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
 
 
-def _operate(graph: Path, adapter_precision: str, modules: Collection[str], pooling: str) -> dict[str, dict[str, Any]]:
+def _extra_slots(sources: Mapping[str, Path]) -> list[str]:
+    """Kinds of slots beside LoRA's that these adapters need; what cannot be read is refused when it is installed."""
+    kinds = set()
+    for source in sources.values():
+        config = Path(source) / "adapter_config.json"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if json.loads(config.read_text(encoding="utf-8")).get("peft_type") == PEFT_TYPE:
+                kinds.add(BOTTLENECK)
+    return sorted(kinds)
+
+
+def _operate(
+    graph: Path, adapter_precision: str, modules: Collection[str], pooling: str, extra: Collection[str]
+) -> dict[str, dict[str, Any]]:
     """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
     slots = add_slots(model, adapter_precision, modules)
+    if BOTTLENECK in extra:
+        add_bottleneck_slots(model, slots)
     add_class_head(model, pooling)
     onnx.save(model, graph)
     return slots

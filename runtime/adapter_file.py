@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bottleneck import PARTS, misfit, takes_bottleneck
 from runtime.errors import nearest
 from runtime.onnx_adapter import read_onnx_adapter
 
 HEAD = "class_head.weight"
 _LORA = (".lora_A.weight", ".lora_B.weight")
+_BOTTLENECK = tuple(f".{part}" for part in PARTS)
 
 
 def read_adapter(path: Path) -> dict[str, np.ndarray]:
@@ -59,7 +61,8 @@ def check_fits(
     """Says what keeps tensors from being fed to a graph with these slots; an empty list means that they fit.
 
     Args:
-        tensors: adapter tensors by input name: A (1, in, r), B (1, r, out), head (1, hidden, classes).
+        tensors: adapter tensors by input name: A (1, in, r), B (1, r, out), head (1, hidden, classes), and those of
+            `runtime.bottleneck.in_slot_form`.
         slots: table of `passes.graph.slots.add_slots`.
         hidden: hidden size of the base; None leaves the head's shape unchecked.
     """
@@ -76,9 +79,14 @@ def check_fits(
             if value.ndim != 3 or value.shape[0] != 1 or value.shape[1] != (hidden or value.shape[1]):
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes [1, {hidden}, classes]")
             continue
-        ending = next((e for e in _LORA if name.endswith(e)), "")
+        ending = next((e for e in (*_LORA, *_BOTTLENECK) if name.endswith(e)), "")
         slot = name.removesuffix(ending)
-        if not ending or slot not in slots:
+        if ending in _BOTTLENECK and takes_bottleneck(slots.get(slot, {})):
+            there = {e.removeprefix("."): tensors[slot + e] for e in _BOTTLENECK if slot + e in tensors}
+            if (problem := misfit(there, slots[slot]["out"])) and name == slot + f".{min(there)}":  # once a slot
+                problems.append(f"{slot} {problem}")
+            continue
+        if ending not in _LORA or slot not in slots:
             problems.append(
                 f"{name} has no slot in the graph; {nearest(name, [s + e for s in slots for e in _LORA][:40])}"
             )

@@ -17,6 +17,7 @@ FITS, REPAIRED, OTHER_BASE, NO_SLOT, UNUSABLE = "fits", "repaired", "other base"
 _LORA = re.compile(
     r"((?:base_model\.model\.)?)([\w.]+?)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(\w+?))??(?:\.weight)?"
 )
+_BOTTLENECK = re.compile(r"((?:base_model\.model\.)?)([\w.]+?)\.(bottleneck_(?:down|up)\.(?:weight|bias))")
 _HEADS = re.compile(
     r"(?:base_model\.model\.)?(?:score|classifier|class_head)"
     r"(?:\.(original_module|modules_to_save)(?:\.\w+)?)??\.(weight|bias)"
@@ -36,7 +37,10 @@ class Finding:
 
 @dataclass
 class Module:
-    """The tensors of one adapted layer, by their part (lora_A, lora_B, lora_magnitude_vector): key and values."""
+    """The tensors of one adapted layer, by their part (lora_A, lora_B, lora_magnitude_vector): key and values.
+
+    Those of a bottleneck adapter are runtime.bottleneck.PARTS.
+    """
 
     name: str
     peft: bool  # PEFT's names come with A (r, in) and B (out, r); all others with A (in, r) and B (r, out)
@@ -51,17 +55,18 @@ class Parts:
     head: tuple[str, np.ndarray] | None
     findings: list[Finding]
     repaired: dict[str, str]  # key -> what was odd about its name
+    bottlenecks: dict[str, Module] = field(default_factory=dict)
 
 
 def sort_parts(source: Source) -> Parts:
-    """Sorts tensors by what their names say: layers with their A, B and magnitude, a head, and the rest."""
+    """Sorts tensors by what their names say: layers with their A, B and magnitude, bottlenecks, a head, the rest."""
     parts = Parts({}, None, [], {})
     for key, value in source.tensors.items():
 
         def told(verdict: str, note: str, key: str = key) -> None:
             parts.findings.append(finding(source, key, verdict, note))
 
-        lora, head = _LORA.fullmatch(key), _HEADS.fullmatch(key)
+        lora, head = _LORA.fullmatch(key) or _BOTTLENECK.fullmatch(key), _HEADS.fullmatch(key)
         in_8_bits = source.dtypes[key] == "uint8" and key.endswith(".lora_A.weight")  # of a slot, see quantize_a
         if in_8_bits:
             value = value.astype(np.float32) - ZERO_POINT
@@ -81,12 +86,13 @@ def sort_parts(source: Source) -> Parts:
             parts.head = key, value
         elif lora is not None and not (lora[1] and source.kind == "safetensors"):
             name = lora[2] if not lora[2].startswith("layers.") else f"model.{lora[2]}"
-            module = parts.modules.setdefault(name, Module(name, bool(lora[1])))
+            modules = parts.bottlenecks if lora.re is _BOTTLENECK else parts.modules
+            module = modules.setdefault(name, Module(name, bool(lora[1])))
             if lora[3] in module.parts:
                 told(UNUSABLE, f"comes twice, it is {module.parts[lora[3]][0]} too")
                 continue
             module.parts[lora[3]] = key, value
-            if lora[4] or name != lora[2]:
+            if (lora.re is _LORA and lora[4]) or name != lora[2]:
                 parts.repaired[key] = "name"
         elif lora is not None:
             told(UNUSABLE, f"PEFT's names need the {CONFIG} beside the file, for the scale; give the folder")

@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime.adapter_names import FITS, REPAIRED, oriented, sort_parts
 from runtime.adapter_source import Source
+from runtime.bottleneck import PARTS as BOTTLENECK_PARTS
 from runtime.conversion import Fit
 from runtime.manifest import read_manifest
 from runtime.peft_config import meaning_problems, scale
@@ -28,16 +29,26 @@ def describe_source(source: Source) -> dict[str, Any]:
             ranks.add(rank)
             if source.config is not None and rank:
                 scales.add(round(scale(source.config, module.name, rank), 6))
+    sizes = {
+        module.parts[BOTTLENECK_PARTS[0]][1].shape[0 if module.peft else -1]
+        for module in parts.bottlenecks.values()
+        if BOTTLENECK_PARTS[0] in module.parts and module.parts[BOTTLENECK_PARTS[0]][1].ndim
+    }
+    for module in parts.bottlenecks.values():
+        targets.add(module.name.rpartition(".")[2])
+        layers |= {part for part in module.name.split(".") if part.isdecimal()}
     dora = any("lora_magnitude_vector" in module.parts for module in parts.modules.values())
     head = None
     if parts.head is not None:
         values, _ = oriented(parts.head[1], source.kind == "PEFT folder", None, 0)
         head = {"tensor": parts.head[0], "classes": values.shape[-1] if values.ndim else 0}
+    kinds = {"DoRA": dora, "LoRA": parts.modules, "bottleneck": parts.bottlenecks, "head": head}
     return {
         "path": str(source.path),
         "format": source.kind,
-        "kind": "DoRA" if dora else "LoRA" if parts.modules else "head" if head else "unknown",
+        "kind": next((name for name, there in kinds.items() if there), "unknown"),
         "ranks": sorted(ranks),
+        "bottleneck_sizes": sorted(sizes),
         "targets": sorted(targets),
         "layers": len(layers),
         "dtypes": dict(Counter(source.dtypes.values())),
@@ -59,7 +70,7 @@ def describe_source(source: Source) -> dict[str, Any]:
 def describe_package(folder: Path) -> dict[str, Any]:
     """Facts of a package and its adapters, from its manifest, after every file was compared with it."""
     manifest = read_manifest(folder)
-    keys = ("task", "rank", "target_modules", "labels", "template", "max_length", "file", "bytes")
+    keys = ("task", "rank", "bottleneck_size", "target_modules", "labels", "template", "max_length", "file", "bytes")
     adapters = {name: {key: entry.get(key) for key in keys} for name, entry in manifest["adapters"].items()}
     base, target = manifest["base"], manifest["target"]
     return {
@@ -71,6 +82,7 @@ def describe_package(folder: Path) -> dict[str, Any]:
         "precision": manifest["precision"],
         "target": target.get("execution_provider"),
         "slots": len(manifest["slots"]),
+        "extra_slots": manifest.get("extra_slots", []),
         "adapters": adapters,
     }
 
@@ -95,9 +107,16 @@ def adapters_text(adapters: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["adapter", "task", "rank", "bytes", "template", "max length", "labels"]]
     for name, entry in adapters.items():
         template, most = repr(entry["template"]), str(entry["max_length"] or "-")
-        sizes = [str(entry["rank"]), f"{entry['bytes']:,}"]
+        sizes = [width_text(entry).removeprefix("rank "), f"{entry['bytes']:,}"]
         rows.append([name, entry["task"], *sizes, template, most, ", ".join(entry["labels"] or [])])
     return "\n".join(_table(rows)) if adapters else "no adapters"
+
+
+def width_text(facts: Mapping[str, Any]) -> str:
+    """How wide an adapter is, of its entry or what conversion says of it: "rank 8" or "bottleneck 64"."""
+    if size := facts.get("bottleneck_size"):
+        return f"rank {facts['rank']} and bottleneck {size}" if facts["rank"] else f"bottleneck {size}"
+    return f"rank {facts['rank']}"
 
 
 def check_text(source: Source, result: Fit, manifest: Mapping[str, Any], as_json: bool) -> str:

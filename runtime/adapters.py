@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.adapter_file import HEAD, write_adapter
-from runtime.adapter_report import adapters_text, check_text, describe_package, describe_source, inspect_text
+from runtime.adapter_report import (
+    adapters_text,
+    check_text,
+    describe_package,
+    describe_source,
+    inspect_text,
+    width_text,
+)
 from runtime.adapter_settings import TASKS, checked_settings
 from runtime.adapter_source import read_settings, read_source
 from runtime.conversion import fit, slot_tensors
@@ -58,6 +65,8 @@ def install_adapter(
         "target_modules": info["target_modules"],
         "parity": {},
     }
+    if "bottleneck_size" in info:
+        facts["bottleneck_size"] = info["bottleneck_size"]
     return {"file": file, **file_entry(target), **entry, **facts}
 
 
@@ -204,10 +213,10 @@ def _run(options: argparse.Namespace) -> int:
     elif options.command == "convert":
         info = convert_adapter(options.path, options.out, options.package, options.replace)
         labels = f"; `add` wants --labels for its {info['classes']} classes" if info["classes"] else ""
-        print(f"wrote {options.out}: rank {info['rank']}, {', '.join(info['target_modules']) or 'no LoRA'}{labels}")
+        print(f"wrote {options.out}: {width_text(info)}, {', '.join(info['target_modules']) or 'no LoRA'}{labels}")
     elif options.command == "add":
         entry = add_adapter(options.package, options.name, options.path, settings, options.replace)
-        print(f"added {options.name}: {entry['task']}, rank {entry['rank']}, {entry['bytes']:,} bytes")
+        print(f"added {options.name}: {entry['task']}, {width_text(entry)}, {entry['bytes']:,} bytes")
     elif options.command == "list":
         print(adapters_text(read_manifest(options.package)["adapters"]))
     elif options.command == "drop":

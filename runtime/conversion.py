@@ -24,6 +24,8 @@ from runtime.adapter_names import (
     sort_parts,
 )
 from runtime.adapter_source import CONFIG, Source, read_source
+from runtime.bottleneck import NO_SLOTS, PARTS, place, takes_bottleneck
+from runtime.bottleneck import PEFT_TYPE as BOTTLENECK
 from runtime.errors import PackageError, nearest
 from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
 from runtime.lora_quantization import quantize_a
@@ -63,7 +65,8 @@ def slot_tensors(
         fingerprint: of the base, which an .onnx_adapter may contradict.
 
     Returns:
-        (tensors by input name, {"rank": largest rank, "target_modules": sorted names, "classes": number or None}).
+        (tensors by input name, {"rank": largest rank, "target_modules": sorted names, "classes": number or None}); a
+        bottleneck adapter has rank 0 and a largest "bottleneck_size".
 
     Raises:
         PackageError: everything that slots cannot hold, each naming file and key.
@@ -102,12 +105,15 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
             f"model version {source.base_version:07x}: it says that it was made for another base, "
             f"not for {fingerprint[:7]}"
         )
-    if not parts.modules and parts.head is None and not findings:
+    if not parts.modules and not parts.bottlenecks and parts.head is None and not findings:
         problems.append("holds neither LoRA weights nor a classification head")
     index = _index(slots)
     placed: dict[str, dict[str | None, Pair]] = {}
     for module in parts.modules.values():
         findings += _place_module(source, module, slots, index, placed, parts.repaired)
+    bottlenecks, told_of_them, problem = _place_bottlenecks(source, parts.bottlenecks, slots, index)
+    findings += told_of_them
+    problems += problem
     head = None
     if parts.head is not None:
         head, told = _head(source, *parts.head, hidden)
@@ -122,17 +128,43 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
                 a, b = quantize_a(a, b)
             tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, a_dtype)[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
+        for slot, values in bottlenecks.items():
+            tensors |= {f"{slot}.{part}": np.ascontiguousarray(value, dtype) for part, value in values.items()}
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
     if overflow := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
         problems.append(f"not finite at {dtype}: {', '.join(overflow[:_MOST_LINES])}")
     ranks = _ranks(placed, slots)
+    targets = {part for part, rank in ranks.items() if rank} | {slot.rpartition(".")[2] for slot in bottlenecks}
     info = {
         "rank": max(ranks.values(), default=0),
-        "target_modules": sorted(part for part, rank in ranks.items() if rank),
+        "target_modules": sorted(targets),
         "classes": None if head is None else head.shape[1],
     }
-    return Fit(findings, problems, tensors, info, [s for s in slots if s not in placed])
+    if bottlenecks:
+        info["bottleneck_size"] = max(values[PARTS[0]].shape[2] for values in bottlenecks.values())
+    return Fit(findings, problems, tensors, info, [s for s in slots if s not in placed and s not in bottlenecks])
+
+
+def _place_bottlenecks(
+    source: Source, modules: Mapping[str, Module], slots: Slots, index: Mapping[str, tuple[str, str]]
+) -> tuple[dict[str, dict[str, np.ndarray]], list[Finding], list[str]]:
+    """(tensors by slot and part, a finding for each tensor, problems) of the layers' bottleneck adapters."""
+    if modules and not any(map(takes_bottleneck, slots.values())):
+        return {}, [], [NO_SLOTS]
+    placed: dict[str, dict[str, np.ndarray]] = {}
+    findings = []
+    for module in modules.values():
+        values = {part: value for part, (_, value) in module.parts.items()}
+        places = _places(module.name, slots, index)
+        slot, tensors, problem = place(module.name, values, module.peft, places, slots, source.config)
+        problem = f"slot {slot} is taken by another tensor of this adapter" if slot in placed else problem
+        if not problem:
+            placed[slot] = tensors
+        for key, _ in module.parts.values():
+            verdict = UNUSABLE if problem else FITS
+            findings.append(finding(source, key, verdict, problem or f"-> {slot}"))
+    return placed, findings, []
 
 
 def _place_module(
@@ -148,6 +180,8 @@ def _place_module(
     def told(verdict: str, note: str) -> list[Finding]:
         return [finding(source, key, verdict, note) for key, _ in module.parts.values()]
 
+    if source.config is not None and source.config.get("peft_type") == BOTTLENECK:
+        return told(UNUSABLE, f"is of a LoRA, but peft_type is '{BOTTLENECK}'")
     places = _places(module.name, slots, index)
     if not places:
         return told(*_homeless(module.name, slots))

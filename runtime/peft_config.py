@@ -9,6 +9,9 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.bottleneck import PEFT_TYPE as BOTTLENECK
+from runtime.bottleneck import config_problems
+
 _MAX_RANK = 1 << 16
 _MAX_PATTERN, _MAX_REGEXES, _MAX_CHOICES = 128, 16, 32  # characters of a key, keys that are regexes, | in a key
 # A pattern's key is a regex to PEFT, and a stranger's regex can run for ever. What people write is names, digits and
@@ -23,6 +26,8 @@ _BASE_CHANGING = ("corda", "loftq", "olora", "pissa")
 
 def value_problems(config: Mapping[str, Any]) -> list[str]:
     """What keeps a configuration from being read at all: missing keys, wrong types, absurd values."""
+    if config.get("peft_type") == BOTTLENECK:
+        return config_problems(config)
     problems = []
     if missing := [key for key in ("peft_type", "r", "lora_alpha") if key not in config]:
         return [f"is no LoRA configuration, it lacks {', '.join(missing)}"]
@@ -52,10 +57,12 @@ def value_problems(config: Mapping[str, Any]) -> list[str]:
 
 def meaning_problems(config: Mapping[str, Any], dora: bool = False) -> list[str]:
     """What a configuration asks for that A and B alone cannot express; with `dora`, the magnitudes count as well."""
+    if config.get("peft_type") == BOTTLENECK:
+        return []
     problems = []
     if config.get("peft_type") != "LORA":
         kind = _short(config.get("peft_type"))
-        problems.append(f"peft_type is {kind}; only LORA has slots, merge others into the base with PEFT")
+        problems.append(f"peft_type is {kind}; only LORA and BOTTLENECK have slots, merge others with PEFT")
     if config.get("use_dora") and not dora:
         problems.append(
             "use_dora is true; DoRA also rescales the base's weights, which slots cannot; "

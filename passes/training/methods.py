@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from passes.training.settings import AdapterSettings
 
 LOW_RANK = ("lora", "qlora", "dora")
-METHODS = LOW_RANK
-_FROZEN_4_BIT = ("qlora", "dora")
+METHODS = (*LOW_RANK, "bottleneck")
+_FROZEN_4_BIT = ("qlora", "dora", "bottleneck")
 # which methods take an option; those that are not here belong to all
 OPTIONS: dict[str, tuple[str, ...]] = {
     "rank": LOW_RANK,
     "alpha": LOW_RANK,
-    "dropout": LOW_RANK,
+    "dropout": (*LOW_RANK, "bottleneck"),
     "target_modules": LOW_RANK,
     "rslora": LOW_RANK,
     "bottleneck_size": ("bottleneck",),
@@ -46,6 +46,10 @@ class Adapted(Protocol):
 
 def adapt(model: Any, settings: AdapterSettings, base: Path) -> Adapted:
     """Puts what the method trains into `model`, a frozen base of `passes.base_model.load_base` from folder `base`."""
+    if settings.method == "bottleneck":
+        from passes.training.bottleneck import BottleneckAdapted
+
+        return BottleneckAdapted(model, settings)
     from passes.training.peft_methods import PeftAdapted
 
     return PeftAdapted(model, settings, base)

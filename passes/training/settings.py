@@ -102,7 +102,7 @@ def adapter_options() -> dict[str, Any]:
         ),
         "rank": option(int, "rank", "Rank r of the LoRA matrices."),
         "alpha": option(float, "alpha", "LoRA scale: the update is multiplied by alpha / rank."),
-        "dropout": option(float, "dropout", "Dropout before the LoRA matrices."),
+        "dropout": option(float, "dropout", "Dropout before the LoRA matrices, or in bottlenecks."),
         "target_modules": option(list[str] | str, "target_modules", "Linear layers to adapt, or 'all-linear'."),
         "rslora": option(bool, "rslora", "Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."),
         "bottleneck_size": option(int, "bottleneck_size", "Width of the bottleneck adapters."),
@@ -183,6 +183,8 @@ def settings_problems(config: Any, task: str) -> list[str]:
         problems.append(f"rank: must be 1 or more, but got {config.rank}")
     if config.alpha <= 0:
         problems.append(f"alpha: must be above 0, but got {config.alpha}")
+    if config.bottleneck_size < 1:
+        problems.append(f"bottleneck_size: must be 1 or more, but got {config.bottleneck_size}")
     if not 0 <= config.dropout < 1:
         problems.append(f"dropout: 0 <= dropout < 1 must hold, but got {config.dropout}")
     for name, choices in (("quantization", QUANTIZATIONS), ("compute_dtype", COMPUTE_DTYPES)):
