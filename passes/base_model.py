@@ -101,6 +101,11 @@ def model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def linear_layers(folder: Path) -> list[str]:
     """Names that target_modules can take, such as q_proj: the linear layers below the head. Reads config.json alone."""
+    return sorted({name.rpartition(".")[2] for name in linear_modules(folder)})
+
+
+def linear_modules(folder: Path) -> list[str]:
+    """Whole names of the linear layers below the head. Reads config.json alone."""
     import torch
     from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
@@ -110,7 +115,7 @@ def linear_layers(folder: Path) -> list[str]:
         model = auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
     head = model.get_output_embeddings()
     linear = (torch.nn.Linear, Conv1D)
-    return sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, linear) and m is not head})
+    return [n for n, m in model.named_modules() if isinstance(m, linear) and m is not head]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

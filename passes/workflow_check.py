@@ -182,6 +182,7 @@ def _check_base(
         if is_encoder(folder):
             problems += _encoder_problems(run_config.engine.evaluator, ours, folder)
         problems += _check_targets(ours, linear_layers(folder))
+        problems += _check_bottlenecks(ours, folder)
         problems += _check_poolings(ours, folder)
         return folder, base_fingerprint(folder)
     except OlivalError as error:
@@ -250,6 +251,21 @@ def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:
                 where = f"passes.{name}.target_modules"
                 problems.append(f"{where}: '{target}' is no linear layer of the base; {nearest(target, layers)}")
     return problems
+
+
+def _check_bottlenecks(ours: list[tuple[str, Any]], base: Path) -> list[str]:
+    from passes.base_model import linear_modules
+    from passes.block_outputs import is_block_output
+
+    names = [name for name, step in ours if step.config.get("method") == "bottleneck"]
+    if not names or any(map(is_block_output, linear_modules(base))):
+        return []
+    kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return [
+        f"passes.{name}.method: 'bottleneck' goes behind the last projections of attention and MLP, and those of this "
+        f"base ({kind}) are not known; take lora"
+        for name in names
+    ]
 
 
 def _check_poolings(ours: list[tuple[str, Any]], base: Path) -> list[str]:

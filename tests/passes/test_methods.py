@@ -31,7 +31,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "lora on a quantized base": (
         {"method": "lora", "quantization": "nf4"},
-        [refused("quantization", "lora", "qlora, dora")],
+        [refused("quantization", "lora", "qlora, dora, bottleneck")],
     ),
     "several at once": (
         {"method": "lora", "double_quantization": True, "bottleneck_size": 8, "virtual_tokens": 4, "freeze": "none"},
@@ -39,10 +39,18 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
             refused("bottleneck_size", "lora", "bottleneck"),
             refused("virtual_tokens", "lora", "prefix, prompt"),
             refused("freeze", "lora", "full"),
-            refused("double_quantization", "lora", "qlora, dora"),
+            refused("double_quantization", "lora", "qlora, dora, bottleneck"),
         ],
     ),
     "dora": ({"method": "dora", "virtual_tokens": 4}, [refused("virtual_tokens", "dora", "prefix, prompt")]),
+    "rank of a bottleneck": (
+        {"method": "bottleneck", "rank": 4, "target_modules": ["q_proj"], "rslora": True, "dropout": 0.1},
+        [refused(name, "bottleneck", "lora, qlora, dora") for name in ("rank", "target_modules", "rslora")],
+    ),
+    "an empty bottleneck": (
+        {"method": "bottleneck", "bottleneck_size": 0},
+        ["bottleneck_size: must be 1 or more, but got 0"],
+    ),
     "rank of qlora": ({"method": "qlora", "rank": 0}, ["rank: must be 1 or more, but got 0"]),
 }
 
@@ -64,6 +72,8 @@ def test_each_method_is_right_with_its_defaults(method: str) -> None:
         ({"quantization": "fp4"}, "qlora", "fp4"),
         ({"method": "qlora"}, "qlora", "nf4"),
         ({"method": "dora", "quantization": "nf4"}, "dora", "nf4"),
+        ({"method": "bottleneck"}, "bottleneck", None),
+        ({"method": "bottleneck", "quantization": "fp4", "dropout": 0.1}, "bottleneck", "fp4"),
     ],
     ids=str,
 )
