@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from passes.block_outputs import is_block_output
-from passes.graph.slots import add_optional_input
+from passes.graph.slots import _bias_add, add_optional_input
 from runtime.bottleneck import BOTTLENECK, PARTS
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_bottleneck_slots(model: onnx.ModelProto, slots: Mapping[str, dict[str, A
 
     graph = model.graph
     dtypes = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+    sizes = {i.name: list(i.dims) for i in graph.initializer}
     added: dict[str, list[onnx.NodeProto]] = {}  # name of a slot's last node -> new nodes
     renamed: dict[str, str] = {}
     for slot, entry in slots.items():
@@ -45,6 +46,7 @@ def add_bottleneck_slots(model: onnx.ModelProto, slots: Mapping[str, dict[str, A
             continue
         prefix = next(n.name for n in graph.node if f"{slot}.lora_B.weight" in n.input).removesuffix("/lora_B/MatMul")
         last = [n for n in graph.node if n.name.startswith(f"{prefix}/")][-1]
+        last = _bias_add(graph, last, sizes) or last  # where a slot stands before a projection's bias
         y, path, size = last.output[0], f"{prefix}/bottleneck", entry["out"]
         shapes: list[tuple[list[int | str], list[int]]] = [
             (["lora_n", size, f"{slot}.bottleneck"], [1, size, 0]),
