@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from evaluators.torch_model import TorchModel
+from passes.deployed_check import deployed_options
 from passes.merge import merge_adapter
 from passes.package import write_package
 from passes.training.settings import AdapterSettings
@@ -268,6 +269,17 @@ def test_a_quantized_base_trains(
     # the same adapter on the exact base: other logits than on the rounded one, but near them
     plain = logits(causal(tiny_llama_path), story.folder, IDS)
     assert 1e-4 < np.abs(plain - story.logits).mean() / plain.std() < 0.5
+
+
+def test_trained_on_the_packages_integers(train: Callable[..., Trained], tmp_path: Path, tiny_llama_path: Path) -> None:
+    """The int4 package computes what the model in memory did when its training ended."""
+    quantization = {"accuracy_level": 1}
+    deployed = deployed_options("int4", "cpu", quantization)
+    story = train(story_data(max_length=64), quantization="deployed", deployed=deployed)
+    options: dict[str, Any] = {"precision": "int4", "quantization": quantization, "name": "p", **TARGET}
+    write_package(tmp_path / "p", base_path=tiny_llama_path, adapter_folders={"test": story.folder}, **options)
+    found = MultiAdapterModel.load(tmp_path / "p").logits(IDS, adapter="test")
+    np.testing.assert_allclose(found, story.logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
