@@ -55,7 +55,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from benchmark.results import write_text
+    from runtime.atomic_file import write_text
     from search.best import as_json
     from search.html_report import html_report
     from search.importance import importances
