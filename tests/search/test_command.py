@@ -52,7 +52,10 @@ def test_errors_go_to_stderr_with_exit_code_1(tmp_path: Path, capsys: pytest.Cap
     assert "there is no 'cdu'; did you mean 'cpu'?" in capsys.readouterr().err
 
 
-def test_a_storage_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_that_cannot_be_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.space_check.check_before_first_trial", lambda space: None)
     file = write_space(tmp_path, storage=f"sqlite:///{tmp_path}/fake.json/study.db")
     assert main(["run", str(file)]) == 1
     assert "fake.json: File exists" in capsys.readouterr().err
