@@ -100,7 +100,7 @@ def test_what_a_pass_refuses_is_said_before_the_first_trial(
         f"{tmp_path / 'tiny.json'}: passes.story.alpha: must be above 0, but got -1",
         f"{file}: parameters.passes.mood.rank: 0: passes.mood.rank: must be 1 or more, but got 0",
         f"{file}: parameters.passes.mood.dropout: 1.5: passes.mood.dropout: 0 <= dropout < 1 must hold, but got 1.5",
-        f'{file}: parameters.precision: "int9": passes.export.precision is 'int9', which cpu cannot run',
+        f"{file}: parameters.precision: \"int9\": passes.export.precision is 'int9', which cpu cannot run",
     ):
         assert sum(line.startswith(start) for line in lines) == 1, start
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
