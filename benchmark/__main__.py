@@ -38,10 +38,11 @@ def _measure(options: argparse.Namespace) -> int:
     from benchmark.html_report import html_report
     from benchmark.measuring import measure
     from benchmark.output_folder import REPORT, RESULTS, OutputFolder
-    from benchmark.results import write_json, write_text
+    from benchmark.results import write_json
     from benchmark.table import print_results
     from benchmark.targets import parse_targets
     from benchmark.worker import read_numbers
+    from runtime.atomic_file import write_text
 
     numbers, problems = read_numbers(options)
     if problems:

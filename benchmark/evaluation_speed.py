@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.interleaved import Ratio, interleave, paired_ratio
+from runtime.atomic_file import write_text
 from runtime.errors import DataError, OlivalError
 
 BASE = Path("models/tiny")
@@ -62,9 +63,7 @@ def main() -> None:
     for row in results["rows"]:
         print(as_line(row))
     if args.out:
-        temporary = args.out.with_name(args.out.name + ".part")
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(args.out)
+        write_text(args.out, json.dumps(results, indent=2) + "\n")
 
 
 def measure(

@@ -6,7 +6,6 @@ One process for one provider: benchmark/agreement.py compares two such files.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.worker import BASE
+from runtime.atomic_file import replacing
 from runtime.errors import OlivalError, nearest
 from runtime.model import MultiAdapterModel
 
@@ -81,9 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OlivalError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
-    temporary = options.output.with_name(f"{options.output.stem}.{os.getpid()}.tmp.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes the names for allow_pickle
-    os.replace(temporary, options.output)
+    with replacing(options.output) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for allow_pickle
     return 0
 
 

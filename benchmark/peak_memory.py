@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.peak_memory import peak_rss_bytes
+
 
 def peak_memory(folder: Path, filename: str, threads: int, adapters: Sequence[Path]) -> dict[str, float]:
     """Loads a graph in a new process, generates 16 tokens with each adapter (or once without).
@@ -23,18 +25,6 @@ def peak_memory(folder: Path, filename: str, threads: int, adapters: Sequence[Pa
     output = subprocess.run([*command, *map(str, adapters)], check=True, capture_output=True, text=True).stdout
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process since it began its program."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss also counts what the parent process held when it started this one
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import psutil
-
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.random_base import PROJECTIONS
+from runtime.atomic_file import replacing
 
 
 def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> None:
@@ -46,9 +47,8 @@ def save_random_adapter(folder: Path, base: Path, rank: int, seed: int = 0) -> N
         "base_model_name_or_path": str(base),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _weight_map(base: Path) -> dict[str, str]:

@@ -9,12 +9,12 @@ import os
 import platform
 import shutil
 import subprocess
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmark.results_schema import RESULTS, SCHEMA_VERSION, problems
+from runtime.atomic_file import write_text
 from runtime.errors import DataError
 
 VERSIONS_OF = (
@@ -60,14 +60,6 @@ def read_results(path: Path) -> dict[str, Any]:
     if found := problems(content, RESULTS):
         raise DataError(f"{path}: is damaged: " + "; ".join(found))
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader finds the old one or the new one; of several writers the last one counts."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # threads and machines may write at once
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ from benchmark.olive_search import (
     read_attempts,
 )  # fmt: skip
 from benchmark.search_replay import evaluations_to, olive_orders, our_orders, random_orders
+from runtime.atomic_file import write_text
 from runtime.errors import OlivalError
 
 WORKFLOW = Path("workflows/quickstart.json")
@@ -67,16 +68,16 @@ def main() -> None:
         sys.exit(f"error: {error}")
     text = markdown(results)
     print(text)
-    _write(args.out, json.dumps(results, indent=2) + "\n")
+    write_text(args.out, json.dumps(results, indent=2) + "\n")
     if args.markdown:
-        _write(args.markdown, text)
+        write_text(args.markdown, text)
 
 
 def run(work: Path, most_bytes: int, replays: int, seeds: Sequence[int]) -> dict[str, Any]:
     """Trains, searches on every side in random order, and compares."""
     work.mkdir(parents=True, exist_ok=True)
     plain = work / "plain.json"
-    _write(plain, json.dumps(quickstart(work, "plain"), indent=2))
+    write_text(plain, json.dumps(quickstart(work, "plain"), indent=2))
     _tell("training the adapter, which both sides take from the cache")
     _olive(plain, work / "plain.log")
     sides = {"Olive, sequential": "sequential", "Olive, TPE": "tpe", "search, grid": "grid"}
@@ -96,7 +97,7 @@ def run(work: Path, most_bytes: int, replays: int, seeds: Sequence[int]) -> dict
             attempts, tried, delivered = _search_with_ours(work, sides[name], most_bytes)
         found[name] = {"attempts": attempts, "tried": tried, "delivered": delivered}
         found[name]["seconds"] = time.perf_counter() - start
-        _write(kept, json.dumps(found[name], indent=2))
+        write_text(kept, json.dumps(found[name], indent=2))
     return compare({name: found[name] for name in sides}, most_bytes, work, replays)
 
 
@@ -248,7 +249,7 @@ def _search_with_olive(work: Path, sampler: str) -> tuple[list[Attempt], int, An
     content["search_strategy"] = {"execution_order": "joint", "sampler": sampler}
     content["log_severity_level"] = 1  # its log counts the candidates
     file, log = work / f"{sampler}.json", work / f"{sampler}.log"
-    _write(file, json.dumps(content, indent=2))
+    write_text(file, json.dumps(content, indent=2))
     shutil.rmtree(work / "cache" / content["workflow_id"], ignore_errors=True)  # of an earlier run of the benchmark
     _olive(file, log)
     output = Path(content["output_dir"])
@@ -265,8 +266,8 @@ def _search_with_ours(work: Path, name: str, most_bytes: int) -> tuple[list[Atte
     shutil.rmtree(space["output_dir"], ignore_errors=True)
     workflow = quickstart(work, name)
     shutil.rmtree(work / "cache" / workflow["workflow_id"], ignore_errors=True)
-    _write(Path(space["workflow"]), json.dumps(workflow, indent=2))
-    _write(file, json.dumps(space, indent=2))
+    write_text(Path(space["workflow"]), json.dumps(workflow, indent=2))
+    write_text(file, json.dumps(space, indent=2))
     _call([sys.executable, "-m", "search", "run", str(file)], work / f"{name}.log")
     study = read_study(read_space(file))
     attempts = []
@@ -308,12 +309,6 @@ def _words(options: Sequence[Any]) -> str:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
 
 
 if __name__ == "__main__":

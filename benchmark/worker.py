@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.fresh_process import write_result
-from benchmark.peak_memory import peak_rss_bytes
 from evaluators.latency import LEAST_SAMPLES, PROMPT_TEXT, measure_calls, measure_generation
 from runtime.errors import ConfigError, OlivalError, nearest
 from runtime.manifest import read_manifest
 from runtime.model import MultiAdapterModel
+from runtime.peak_memory import peak_rss_bytes
 from runtime.session import PROVIDERS
 
 BASE = "base"  # how --adapters names the base alone

@@ -48,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=16, help="rows computed together (default: 16)")
     parser.add_argument("--execution-provider", choices=["cpu", "cuda", "dml"], help="default: the package's own")
 
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="first N rows of each --data file and of each task only",
+    )
+
     rows = parser.add_argument_group("rows")
     rows.add_argument(
         "--data", action="append", default=[], metavar="[NAME=]FILE", help="held-out rows of adapter NAME; repeatable"
@@ -86,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--tasks", metavar="A,B", help="names of tasks")
     tasks.add_argument("--include-path", type=Path, metavar="DIR", help="folder of task files of your own")
     tasks.add_argument("--num-fewshot", type=int, metavar="N")
-    tasks.add_argument("--limit", type=int, metavar="N", help="first rows of each task only")
     return parser
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from runtime.atomic_file import write_text
 
 
 class FinishedParts:
@@ -34,9 +35,7 @@ class FinishedParts:
             return json.loads(file.read_text(encoding="utf-8"))["value"]
         value = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-        unfinished.write_text(json.dumps({"key": key, "value": value}, ensure_ascii=False), encoding="utf-8")
-        os.replace(unfinished, file)
+        write_text(file, json.dumps({"key": key, "value": value}, ensure_ascii=False))
         return value
 
     def clear(self) -> None:

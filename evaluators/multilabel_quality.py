@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluators.intervals import LEAST_ROWS, mcnemar, mean_interval
 from evaluators.multilabel import multilabel_report
-from runtime.classification import sigmoid
+from runtime.classification import reached
 from runtime.errors import DataError
 
 
@@ -20,7 +20,7 @@ def chosen_labels(model: Any, adapter: str, logits: np.ndarray) -> np.ndarray:
     """
     if (thresholds := model.thresholds(adapter)) is None:
         raise DataError(f"adapter '{adapter}' gives one label a text, but the data have several")
-    return np.asarray(sigmoid(logits) >= np.asarray(thresholds))
+    return reached(logits, thresholds)
 
 
 def multilabel_scores(

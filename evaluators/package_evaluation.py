@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from evaluators.plan import KIND, Plan
 from evaluators.quality import LOWER_IS_BETTER, classification_quality, generation_quality
 from evaluators.scoring import quality_rows
 from evaluators.subjects import machine_and_versions, package_identity
+from runtime.atomic_file import write_text
 from runtime.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -157,8 +157,6 @@ def _torch_identity(plan: Plan, adapter: str | None) -> Any:
 
 
 def _write(file: Path, result: Mapping[str, Any]) -> None:
-    """Atomically: a reader sees the former result or this one."""
+    """In one step; raises ValueError on NaN or infinity, which are no JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    write_text(file, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.perplexity import log_softmax
-from runtime.classification import sigmoid
+from runtime.classification import reached, sigmoid
 from runtime.errors import nearest
 
 SCORES = ("max_abs_difference", "mean_abs_difference", "kl_divergence", "top1_agreement", "label_flips")
@@ -112,9 +112,9 @@ def label_flips(
     answers = []
     for logits in (expected, actual):
         if thresholds is not None:
-            each = sigmoid(logits)
-            chosen = [", ".join(name for name, on in zip(labels, row, strict=True) if on) for row in each >= thresholds]
-            most = each.max(axis=1).tolist()
+            rows = reached(logits, thresholds)
+            chosen = [", ".join(name for name, on in zip(labels, row, strict=True) if on) for row in rows]
+            most = sigmoid(logits).max(axis=1).tolist()
             answers.append([{"label": n, "probability": p} for n, p in zip(chosen, most, strict=True)])
             continue
         probabilities, best = np.exp(log_softmax(logits)), logits.argmax(axis=1)

@@ -140,6 +140,8 @@ def _is_trained(folder: Path) -> bool:
 def _load(file: Path, entry: Mapping[str, Any], options: argparse.Namespace) -> ClassificationData | GenerationData:
     """Rows of a file as an adapter of the package takes them: its template, labels and length."""
     dataset = load_rows(str(file))
+    if options.limit is not None:
+        dataset = dataset.select(range(min(max(options.limit, 1), len(dataset))))  # below 1 is refused beside this
     classifies = entry["task"] == "classification"
     template, column = entry["template"], options.text if classifies else options.prompt
     if template != "chat" and column is not None:

@@ -15,6 +15,7 @@ from evaluators.quality import OVERLAP, STRUCTURED
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
+from passes.training.early_stopping import metric_problems
 from passes.training.loss_choice import content_sha256, data_problems
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
@@ -66,6 +67,8 @@ def check_data(
             if isinstance(train, ClassificationData):
                 several = isinstance(train, MultiLabelData)
                 loader.problems += [f"passes.{name}.{p}" for p in data_problems(loss, train.label_names, several)]
+                stopping = metric_problems(step.config.get("early_stopping"), several)
+                loader.problems += [f"passes.{name}.{p}" for p in stopping]
                 if several and (step.config.get("training_args") or {}).get("label_smoothing_factor"):
                     loader.problems.append(
                         f"passes.{name}.training_args.label_smoothing_factor: is for one label a text, but the data "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import secrets
 import sys
@@ -23,6 +22,7 @@ from runtime.adapter_report import (
 )
 from runtime.adapter_settings import TASKS, checked_settings
 from runtime.adapter_source import read_settings, read_source
+from runtime.atomic_file import replacing
 from runtime.conversion import fit, slot_tensors
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import MANIFEST, Known, adapter_entry, file_entry, read_manifest, write_manifest
@@ -140,12 +140,8 @@ def check_name(name: str) -> None:
 
 def _write_in_one_step(target: Path, tensors: Mapping[str, Any], fingerprint: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.stem}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         write_adapter(temporary, tensors, fingerprint)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:

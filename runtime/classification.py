@@ -60,8 +60,8 @@ def classification(logits: np.ndarray, entry: Mapping[str, Any]) -> Classificati
     """Softmax over logits (labels,), or sigmoid where an adapter's entry has thresholds, in float64, by label."""
     thresholds = entry.get("thresholds")
     if thresholds is not None:
-        row = sigmoid(logits)
-        names = [entry["labels"][i] for i in np.argsort(-row, kind="stable") if row[i] >= thresholds[i]]
+        row, on = sigmoid(logits), reached(logits, thresholds)
+        names = [entry["labels"][i] for i in np.argsort(-row, kind="stable") if on[i]]
         best = int(row.argmax())
         by_label = {label: float(p) for label, p in zip(entry["labels"], row, strict=True)}
         return Classification(entry["labels"][best], float(row[best]), by_label, tuple(names))
@@ -70,6 +70,12 @@ def classification(logits: np.ndarray, entry: Mapping[str, Any]) -> Classificati
     best = int(row.argmax())
     by_label = {label: float(p) for label, p in zip(entry["labels"], row, strict=True)}
     return Classification(entry["labels"][best], float(row[best]), by_label, (entry["labels"][best],))
+
+
+def reached(logits: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """bool, the shape of logits (..., labels): which labels a text has, whose probabilities reach their thresholds."""
+    on: np.ndarray = sigmoid(logits) >= np.asarray(thresholds, dtype=np.float64)
+    return on
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from runtime.adapter_file import base_version, check_fits, read_adapter, stored_base_version
+from runtime.atomic_file import write_text
 from runtime.errors import PackageError, nearest
 
 FORMAT_VERSION = 2
@@ -78,10 +78,7 @@ def read_manifest(folder: Path, verify: bool = True, known: Known | None = None)
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes package.json in one step: a reader finds the old one or the new one."""
-    path = Path(folder) / MANIFEST
-    temporary = path.with_name(f"{MANIFEST}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(folder) / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def base_fingerprint(model_path: Path) -> str:

@@ -30,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from search.space_check import check_before_first_trial
     from search.space_file import read_space
     from search.status import print_status
     from search.study_record import read_study
     from search.worker import work
 
     space = read_space(options.space)
+    check_before_first_trial(space)
     complete = work(space)
     print_status(read_study(space))
     if not complete:
@@ -55,7 +57,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from benchmark.results import write_text
+    from runtime.atomic_file import write_text
     from search.best import as_json
     from search.html_report import html_report
     from search.importance import importances

@@ -13,6 +13,7 @@ from search.metric_names import kind
 from search.pareto import comparable, pareto_front
 from search.recommend import Recommendation
 from search.records import STATES, StudyRecord, TrialRecord
+from search.samplers import slots_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,7 @@ def _counts(study: StudyRecord, target: str) -> str:
     latest = {trial.slot: trial.state for trial in study.trials}  # later attempts come last
     states = list(latest.values())
     parts = [f"{states.count(state)} {state}" for state in STATES if state in states]
-    text = f"{len(states)} of {study.space.trials} trials: {', '.join(parts)}"
+    text = f"{len(states)} of {slots_of(study.space)} trials: {', '.join(parts)}"
     constraints = study.space.constraints_of(target)
     if constraints:
         kept = " and ".join(constraint_text(constraint) for constraint in constraints)

@@ -10,6 +10,7 @@ from search.importance import FEWEST_TRIALS, conditional_parameters, not_assesse
 from search.labels import metric_text, objective_label, plot_scale, short_names
 from search.plots import Curves, Front, History, Point, curves_plot, front_plot, history_plot, importance_plot
 from search.records import StudyRecord, TrialRecord
+from search.samplers import slots_of
 from search.space import Objective
 from search.standing import best, best_so_far, latest, value_of
 
@@ -42,7 +43,7 @@ def history_figure(study: StudyRecord, objective: Objective, number: int) -> Fig
     history = History(
         _by_slot(feasible, objective), _by_slot(infeasible, objective), _by_slot(records, objective),
         (interval[0] / unit, interval[1] / unit) if interval else None, without,
-        max([study.space.trials, *(t.slot + 1 for t in last)]),
+        max([slots_of(study.space), *(t.slot + 1 for t in last)]),
     )  # fmt: skip
     label = ", ".join(filter(None, [objective_label(study.space, objective), suffix]))
     sentences = [_history_caption(objective, feasible, records), _none_drawn(without)]

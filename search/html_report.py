@@ -18,6 +18,7 @@ from search.figures import (
 )
 from search.labels import duration_text, metric_text, objective_label, short_names, value_text
 from search.records import StudyRecord, TrialRecord
+from search.samplers import slots_of
 from search.space import Objective, Parameter, Space
 from search.standing import best, failures, state_counts
 from search.trials_table import to_folder, trials_table, value_cell
@@ -89,7 +90,7 @@ def _about(study: StudyRecord, environment: Mapping[str, Any]) -> Html:
     busy = sum(t.seconds for t in study.trials if t.seconds is not None)
     hosts = sorted({t.worker.rpartition(":")[0] for t in study.trials if t.worker})
     workers = len({t.worker for t in study.trials if t.worker})
-    pairs: list[tuple[str, object]] = [("Trials", f"{space.trials}: {counts}")]
+    pairs: list[tuple[str, object]] = [("Trials", f"{slots_of(space)}: {counts}")]
     if begun and ended:
         span = f"{min(begun):%Y-%m-%d %H:%M} to {max(ended):%Y-%m-%d %H:%M} {min(begun):%Z}".strip()
         pairs.append(("Time", f"{span}; {duration_text(busy)} of trials"))

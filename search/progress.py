@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from search.labels import duration_text, metric_text, objective_label, short_names, value_text
 from search.records import StudyRecord, TrialRecord
+from search.samplers import slots_of
 from search.space import Space
 from search.standing import best, finished, seconds_left, value_of
 
@@ -49,7 +50,7 @@ class Progress:
             common: dict[str, Any] = {"file": self.stream, "dynamic_ncols": True, "miniters": 0}
             shape = "{desc} {n_fmt}/{total_fmt} |{bar:12}| {elapsed}{postfix}"
             name = _one_line(self.space.name)
-            self._bar = tqdm(total=self.space.trials, desc=name, bar_format=shape, position=0, **common)
+            self._bar = tqdm(total=slots_of(self.space), desc=name, bar_format=shape, position=0, **common)
             self._line = tqdm(total=0, bar_format="{desc}", position=1, leave=False, **common)
             self._show_study()
         return self
@@ -83,7 +84,7 @@ class Progress:
         if self._bar is None:
             found = _best_values(study)
             so_far = f"; best {found}" if found else ""
-            self.note(f"[{len(finished(study))}/{self.space.trials}] {line}{so_far}")
+            self.note(f"[{len(finished(study))}/{slots_of(self.space)}] {line}{so_far}")
             return
         if record.state in ("failed", "lost"):
             self.note(line)
@@ -106,7 +107,7 @@ class Progress:
         time = f"about {duration_text(left)} left" if left is not None else ""
         found = _best_values(self.study)
         self._bar.n = len(finished(self.study))
-        self._bar.total = max(self.space.trials, self._bar.n)  # the space may ask for fewer than there are
+        self._bar.total = max(slots_of(self.space), self._bar.n)  # the space may ask for fewer than there are
         self._bar.set_postfix_str(", ".join(filter(None, [time, f"best {found}" if found else ""])), refresh=False)
         self._bar.refresh()
 

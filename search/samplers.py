@@ -130,6 +130,14 @@ def grid_trials(space: Space) -> list[dict[str, Any]]:
     return [{n: encode(space.parameter(n), v) for n, v in combinations[i].items()} for i in order]
 
 
+def ends(parameter: Parameter) -> list[Any]:
+    """The choices of a categorical parameter; the lowest and the highest value of a number, which may be one."""
+    if parameter.kind == "float" and parameter.step is None:
+        return list(dict.fromkeys([parameter.low, parameter.high]))
+    values = _steps(parameter)
+    return values if parameter.kind == "categorical" else list(dict.fromkeys([values[0], values[-1]]))
+
+
 def _steps(parameter: Parameter) -> list[Any]:
     if parameter.kind == "categorical":
         return list(parameter.choices)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from search.labels import duration_text, metric_text, objective_label, short_names, value_text
 from search.records import StudyRecord, TrialRecord
+from search.samplers import slots_of
 from search.standing import best, failures, finished, latest, seconds_left, state_counts, value_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def print_status(study: StudyRecord, now: datetime | None = None, stream: TextIO
     now = now or datetime.now(UTC)
     space = study.space
     counts = ", ".join(f"{number} {state}" for state, number in state_counts(study).items())
-    _line(console, f"{space.name}: {len(finished(study))} of {space.trials} trials are over: {counts}")
+    _line(console, f"{space.name}: {len(finished(study))} of {slots_of(space)} trials are over: {counts}")
     _line(console, _time(study, now))
     for target, why in study.not_measured.items():
         _line(console, f"{target}: not measured: {why}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from benchmark.results import write_text
+from runtime.atomic_file import write_text
 from runtime.errors import ConfigError, OlivalError
 from search.space import Space
 

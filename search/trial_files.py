@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark.results import write_text
+from runtime.atomic_file import write_text
 from search.space import Space
 from search.workflow_paths import REMOVE, set_value
 

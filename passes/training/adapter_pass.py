@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from passes.base_model import local_folder
 from passes.training.head_settings import HeadSettings
 from passes.training.settings import AdapterSettings
 from passes.training.store import adapter_key, find_or_make, store_folder
+from runtime.atomic_file import write_text
 from runtime.errors import DataError
 from runtime.manifest import base_fingerprint
 
@@ -88,15 +88,9 @@ def _add_baselines(
         print(f"baselines for {folder.name.rsplit('-', 1)[0]}: a head on the frozen base, TF-IDF", file=sys.stderr)
         scores = classification_baselines(base, train_data, validation_data)
         baselines = {**scores, "validation_data": validation_data.fingerprint}
-        _write_once(shared, json.dumps(baselines, indent=2) + "\n")
-    _write_once(file, shared.read_text(encoding="utf-8"))
-
-
-def _write_once(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        write_text(shared, json.dumps(baselines, indent=2) + "\n")
+    write_text(file, shared.read_text(encoding="utf-8"))
 
 
 def _load(data_config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:

@@ -14,6 +14,9 @@ METRICS: dict[str, dict[str, bool]] = {  # True: the greater, the better
     "generation": {"loss": False, "perplexity": False},
 }
 
+# of classification, by whether a text may have several labels: what its validation measures
+OF_DATA = {False: ("loss", "accuracy", "f1_macro"), True: ("loss", "f1_micro", "f1_macro")}
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
@@ -76,3 +79,16 @@ def early_stopping_problems(option: Any, task: str, validated: bool, given: Mapp
     set_by_it = {*wanted.arguments(given)} - {"save_steps"}
     problems += [f"training_args.{key}: is set by early_stopping; leave it out" for key in given if key in set_by_it]
     return problems
+
+
+def metric_problems(option: Any, several: bool) -> list[str]:
+    """Where the validation of a classifier does not measure `early_stopping.metric`: `several` labels a text, or one.
+
+    The option may be wrong; what `early_stopping_problems` says of it is left to that.
+    """
+    metric = option.get("metric") if isinstance(option, Mapping) else None
+    if metric not in METRICS["classification"] or metric in OF_DATA[several]:
+        return []
+    labels = "several labels" if several else "one label"
+    return [f"early_stopping.metric: '{metric}' is not measured on data with {labels} a text; Valid: "
+            + ", ".join(OF_DATA[several])]  # fmt: skip

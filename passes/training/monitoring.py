@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from benchmark.peak_memory import peak_rss_bytes
+from runtime.peak_memory import peak_rss_bytes
 
 History = Sequence[Mapping[str, Any]]  # TrainerState.log_history
 _RISES = 2  # validations after the best one that must be worse before a training is said to overfit

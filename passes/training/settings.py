@@ -200,6 +200,11 @@ def settings_problems(config: Any, task: str) -> list[str]:
         elif key not in known:
             match = nearest(key, known).split("Valid:")[0].strip() or "see transformers.TrainingArguments"
             problems.append(f"training_args.{key}: unknown argument of transformers' TrainingArguments; {match}")
+    if given.get("lr_scheduler_type") == CYCLICAL and given.get("warmup_steps"):
+        problems.append(
+            f"training_args.warmup_steps: is not for lr_scheduler_type '{CYCLICAL}', whose first rise is the warm-up "
+            "(lr_scheduler_kwargs: cycles, lowest); leave it out"
+        )
     if not problems:
         try:
             training_arguments(AdapterSettings.from_config(config), Path(), validated)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import psutil
 
 from runtime.errors import OlivalError
 
-UNFINISHED = ".unfinished-"  # between an adapter's folder name and the number of the process that trains it
+UNFINISHED = ".unfinished-"  # after an adapter's folder name; the number of the process that trains it ends the name
 CHECKPOINTS = ".checkpoints"  # after an adapter's folder name: what its training goes on from
 _OWNER = "owner-"  # file in there; before the number of the process that trains
 
@@ -50,10 +51,10 @@ def find_or_make(store: Path, name: str, key: str, make: Callable[[Path, Path], 
     if folder.exists():
         return folder, True
     _clear_leftovers(store, name, folder)
-    work = store / f"{folder.name}{UNFINISHED}{os.getpid()}"
+    work = store / f"{folder.name}{_own_suffix()}"
     work.mkdir(parents=True)
     alone = _claimed(store / f"{folder.name}{CHECKPOINTS}")
-    checkpoints = alone or work.with_name(f"{folder.name}{CHECKPOINTS}{UNFINISHED}{os.getpid()}")
+    checkpoints = alone or work.with_name(f"{folder.name}{CHECKPOINTS}{_own_suffix()}")
     finished = True
     try:
         make(work, checkpoints)
@@ -74,7 +75,7 @@ def find_or_make(store: Path, name: str, key: str, make: Callable[[Path, Path], 
 
 def _claimed(checkpoints: Path) -> Path | None:
     """The folder, which is now this process's; None while another living process trains the same adapter."""
-    new = checkpoints.with_name(f"{checkpoints.name}{UNFINISHED}{os.getpid()}")
+    new = checkpoints.with_name(f"{checkpoints.name}{_own_suffix()}")
     new.mkdir()
     (new / f"{_OWNER}{os.getpid()}").touch()
     try:
@@ -100,6 +101,11 @@ def _clear_leftovers(store: Path, name: str, folder: Path) -> None:
     for other in store.glob(f"{name}-{'?' * 16}{CHECKPOINTS}"):
         if other.name != f"{folder.name}{CHECKPOINTS}" and not any(_lives(o.name) for o in other.glob(f"{_OWNER}*")):
             shutil.rmtree(other)
+
+
+def _own_suffix() -> str:
+    """Of a folder of this process alone; no other one has the name, on machines that share the store neither."""
+    return f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{os.getpid()}"
 
 
 def _lives(name: str) -> bool:

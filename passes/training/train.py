@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
@@ -33,7 +33,7 @@ from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_sc
 from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
-from passes.training.trainer import AdapterTrainer
+from passes.training.trainer import AdapterTrainer, StopsWhereItWouldHave
 from passes.training.validation import DocumentScores, ReportValidation
 from runtime.classification import sigmoid
 from runtime.errors import OlivalError
@@ -240,11 +240,11 @@ def _windows(held_out: list[dict[str, Any]], data: ClassificationData) -> list[i
     return [windows[document] for document in range(len(data))]
 
 
-def _early_stopping(settings: AdapterSettings) -> list[EarlyStoppingCallback]:
+def _early_stopping(settings: AdapterSettings) -> list[StopsWhereItWouldHave]:
     if settings.early_stopping is None:
         return []
     option = EarlyStopping(**settings.early_stopping)
-    return [EarlyStoppingCallback(option.patience, option.min_delta)]
+    return [StopsWhereItWouldHave(option.patience, option.min_delta)]
 
 
 def _best(trainer: Trainer) -> dict[str, Any] | None:

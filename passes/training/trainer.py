@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from passes.training.schedule import CyclicalSchedule
@@ -39,6 +46,10 @@ class AdapterTrainer(Trainer):
         last = max(filter(_is_whole, checkpoints.glob("checkpoint-*")), key=_step, default=None)
         self.resumed_from_step = _step(last) if last else None
         return self.train(resume_from_checkpoint=str(last) if last else None)
+
+    def _run_epoch(self, *arguments: Any, **others: Any) -> None:
+        if not self.control.should_training_stop:  # as the checkpoint says that it goes on from
+            super()._run_epoch(*arguments, **others)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -77,6 +88,23 @@ class AdapterTrainer(Trainer):
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+class StopsWhereItWouldHave(EarlyStoppingCallback):
+    """Early stopping that goes on counting from a checkpoint, and has a training that had ended take no further step.
+
+    transformers restores the count only together with every callback made anew
+    (`restore_callback_states_from_checkpoint`), and then trains for one more validation at least.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        if stored is not None:
+            self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
+            control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class _SameOrder(TrainerCallback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmark.results import commit, machine, read_json, read_results, versions, write_json, write_text
+from benchmark.results import commit, machine, read_json, read_results, versions, write_json
 from runtime.errors import DataError
 from tests.benchmark.example_results import example_results, measurement
 
@@ -128,21 +127,6 @@ def test_all_damage_at_once(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", content)
     with pytest.raises(DataError, match=r"\$\.created: 7 is .*; \$\.measurements\[0\]\.execution_provider: None is"):
         read_results(tmp_path / "results.json")
-
-
-def test_text_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "report.html"
-    file.write_text("before", encoding="utf-8")
-    seen = []
-    replace = os.replace
-
-    def look(source: Path, target: Path) -> None:
-        seen.append((file.read_text(encoding="utf-8"), Path(source).read_text(encoding="utf-8")))
-        replace(source, target)
-
-    monkeypatch.setattr("benchmark.results.os.replace", look)
-    write_text(file, "after ü")
-    assert seen == [("before", "after ü")] and file.read_text(encoding="utf-8") == "after ü"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -92,6 +92,21 @@ def test_rows_texts_and_cases(
         assert text in shown
 
 
+def test_a_limit_takes_the_first_rows(
+    files: dict[str, Path], package_folder: Path, package_model: PackageModel
+) -> None:
+    rows = ["--data", "mood=moods.csv", "--text", "sms", "--label", "mood", "--data", "story=stories.jsonl"]
+    assert main([str(package_folder), *rows, "--limit", "7"]) == 0
+    result = json.loads(Path("tiny-quality.json").read_text(encoding="utf-8"))
+    assert result["details"]["mood"]["rows"] == 7 and result["details"]["story"]["rows"] == 6  # it has no more
+    right = [
+        package_model.runtime.classify(text, "mood")[0].label == label
+        for text, label in zip(SENTENCES[:7], LABELS * 3, strict=False)
+    ]
+    (accuracy,) = (r["package"] for r in result["quality"] if (r["adapter"], r["metric"]) == ("mood", "accuracy"))
+    assert accuracy == pytest.approx(sum(right) / 7)
+
+
 def test_answers_are_scored(
     files: dict[str, Path], package_folder: Path, package_model: PackageModel, torch_model: TorchModel
 ) -> None:

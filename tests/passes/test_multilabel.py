@@ -205,7 +205,12 @@ def test_workflows_are_checked(tmp_path: Path, tiny_llama_path: Path) -> None:
     content = tag_workflow(tmp_path / "w", tiny_llama_path)
     content["data_configs"][1] = data_config("mood_validation", tmp_path / "w" / "mood.csv", multi_label=False)
     content["passes"]["mood"]["training_args"]["label_smoothing_factor"] = 0.1
+    content["passes"]["mood"]["early_stopping"] = {"metric": "accuracy"}
     found = problems(content)
+    assert (
+        "passes.mood.early_stopping.metric: 'accuracy' is not measured on data with several labels a text; "
+        "Valid: loss, f1_micro, f1_macro"
+    ) in found
     assert "passes.mood.validation_data_config: multi_label must be as in the training data" in found
     assert any(p.startswith("passes.mood.training_args.label_smoothing_factor: is for one label") for p in found)
 

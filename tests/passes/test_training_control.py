@@ -19,14 +19,16 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from data.examples import GenerationData
-from passes.training.early_stopping import early_stopping_problems
+from passes.training.early_stopping import METRICS, OF_DATA, early_stopping_problems, metric_problems
 from passes.training.monitoring import overfitting, plot_curves
 from passes.training.progress import ProgressBar
 from passes.training.schedule import CyclicalSchedule
-from passes.training.settings import AdapterSettings
+from passes.training.settings import AdapterSettings, settings_problems
 from passes.training.store import find_or_make
+from passes.training.thresholds import SCORES as SEVERAL_SCORES
 from passes.training.train import train_adapter
-from passes.training.validation import ReportValidation
+from passes.training.trainer import AdapterTrainer
+from passes.training.validation import SCORES, ReportValidation
 from search.olive_run import PRELOADED
 from tests.passes.conftest import mood_data, story_data
 
@@ -212,6 +214,31 @@ def test_the_best_weights_are_taken(tmp_path: Path, tiny_llama_path: Path, monke
     assert weights(tmp_path / "stopped") == weights(tmp_path / "three")
 
 
+@pytest.mark.parametrize("rhythm", [{}, {"eval_strategy": "steps", "eval_steps": 3}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("where", ["in the epoch before", "before its end"])
+def test_a_killed_training_stops_early_where_it_would_have(
+    tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, rhythm: dict[str, Any]
+) -> None:
+    """No validation improves by 10, so it is over after the third; a kill changes neither that nor the weights."""
+    option = {"metric": "loss", "patience": 2, "min_delta": 10}
+    chosen = dataclasses.replace(settings(num_train_epochs=9, **rhythm), early_stopping=option)
+    undisturbed = run(tmp_path / "undisturbed", tiny_llama_path, "classification", chosen)
+    validations = [entry["step"] for entry in undisturbed["history"] if "eval_loss" in entry]
+    assert len(validations) == 3 and undisturbed["steps"] == validations[-1]
+    kept = tmp_path / "kept"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if where == "before its end":
+            patch.setattr(AdapterTrainer, "_finalize_training", lambda *_: interrupt())
+        else:
+            stop_at(validations[1] + 1, interrupt, patch)
+        run(tmp_path / "stopped", tiny_llama_path, "classification", chosen, kept)
+    resumed = run(tmp_path / "stopped", tiny_llama_path, "classification", chosen, kept)
+    assert resumed["resumed_from_step"] == validations[-1 if where == "before its end" else 1]
+    assert [entry["step"] for entry in resumed["history"] if "eval_loss" in entry] == validations
+    assert resumed["steps"] == undisturbed["steps"] and resumed["best"] == undisturbed["best"]
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("metric", ["perplexity", "loss"])
 def test_lower_is_better_for_losses(tmp_path: Path, tiny_llama_path: Path, metric: str) -> None:
     chosen = AdapterSettings("test", rank=4, training_args=TRAINING, early_stopping={"metric": metric, "patience": 1})
@@ -246,6 +273,47 @@ def test_early_stopping_wants_validations() -> None:
         "early_stopping",
         "training_args.save_strategy",
     ]
+
+
+def test_the_metrics_of_the_data_are_what_their_validation_measures() -> None:
+    assert {several: set(names) for several, names in OF_DATA.items()} == {
+        False: {"loss", *SCORES},
+        True: {"loss", *SEVERAL_SCORES},
+    }
+    assert {name for names in OF_DATA.values() for name in names} == set(METRICS["classification"])
+
+
+@pytest.mark.parametrize(
+    ("option", "several", "right"),
+    [
+        (None, True, True),
+        ({}, True, True),
+        ({"metric": "loss"}, True, True),
+        ({"metric": "f1_micro"}, True, True),
+        ({"metric": "accuracy"}, True, False),
+        ({"metric": "accuracy"}, False, True),
+        ({"metric": "f1_micro"}, False, False),
+        ({"metric": "acuracy"}, False, True),  # said elsewhere
+        (3, False, True),
+    ],
+)
+def test_the_metric_must_be_one_of_the_data(option: Any, several: bool, right: bool) -> None:
+    found = metric_problems(option, several)
+    assert [problem.split(":")[0] for problem in found] == ([] if right else ["early_stopping.metric"])
+
+
+@pytest.mark.parametrize(
+    ("training", "wrong"),
+    [
+        ({"lr_scheduler_type": "cyclical", "warmup_steps": 3}, ["training_args.warmup_steps"]),
+        ({"lr_scheduler_type": "cyclical", "warmup_steps": 0}, []),
+        ({"lr_scheduler_type": "cosine", "warmup_steps": 3}, []),
+    ],
+)
+def test_cycles_have_no_other_warm_up(training: dict[str, Any], wrong: list[str]) -> None:
+    config = SimpleNamespace(**dataclasses.asdict(AdapterSettings("test", training_args=training)))
+    config.validation_data_config = None
+    assert [problem.split(":")[0] for problem in settings_problems(config, "classification")] == wrong
 
 
 def test_a_cyclical_rate_is_that_of_torch(tmp_path: Path, tiny_llama_path: Path) -> None:
