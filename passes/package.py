@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from passes.base_model import base_name, context_length, is_encoder, local_folder, pooling_of
+from passes.dora import BaseWeights, uses_dora, with_scales
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_engine, check_precision, engine_of
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
-from runtime.adapter_source import read_settings
+from runtime.adapter_source import read_settings, read_source
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
 from runtime.errors import OlivalError, PackageError
@@ -80,7 +81,8 @@ def write_package(
         else:
             build_base(base, new, precision, execution_provider, quantization, threads)
             modules, layout = [], head_layout(json.loads((base / "config.json").read_text(encoding="utf-8")))
-        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"])
+        extra = ["dora"] if any(uses_dora(source) for source in adapter_folders.values()) else []
+        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"], extra)
         mark_slots(slots, layout)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -92,12 +94,13 @@ def write_package(
             "precision": precision,
             "quantization": options or None,
             "slots": slots,
+            **({"extra_slots": extra} if extra else {}),
             "files": {p.relative_to(new).as_posix(): file_entry(p) for p in sorted(new.rglob("*")) if p.is_file()},
             "versions": _versions(),
             "workflow": workflow,
             "adapters": {},
         }
-        manifest["adapters"] = _install_all(new, manifest, adapter_folders)
+        manifest["adapters"] = _install_all(new, manifest, adapter_folders, base)
         write_manifest(new, manifest)
         read_manifest(new)
         replace_folder(new, folder)
@@ -112,12 +115,14 @@ def check_replaceable(folder: Path) -> None:
         raise PackageError(f"{folder}: holds something that is no package; it is left as it is, choose another folder")
 
 
-def _operate(graph: Path, adapter_precision: str, modules: Collection[str], pooling: str) -> dict[str, dict[str, Any]]:
+def _operate(
+    graph: Path, adapter_precision: str, modules: Collection[str], pooling: str, extra: Collection[str]
+) -> dict[str, dict[str, Any]]:
     """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    slots = add_slots(model, adapter_precision, modules)
+    slots = add_slots(model, adapter_precision, modules, dora="dora" in extra)
     add_class_head(model, pooling)
     onnx.save(model, graph)
     return slots
@@ -139,11 +144,13 @@ def _pooling_of_adapters(sources: Mapping[str, Path]) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path]) -> dict[str, Any]:
+def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path], base: Path) -> dict[str, Any]:
     entries, problems = {}, []
-    for name, source in sources.items():
+    weights = BaseWeights(base, manifest["base"]["fingerprint"])
+    for name, path in sources.items():
         try:
-            entries[name] = install_adapter(folder, manifest, name, Path(source), {})
+            source = with_scales(read_source(path), weights) if uses_dora(path) else Path(path)
+            entries[name] = install_adapter(folder, manifest, name, source, {})
         except OlivalError as error:
             problems.append(f"adapter '{name}': {error}")
     if problems:

@@ -11,6 +11,7 @@ from typing import Any
 from runtime.adapter_names import FITS, REPAIRED, oriented, sort_parts
 from runtime.adapter_source import Source
 from runtime.conversion import Fit
+from runtime.dora import dora_note
 from runtime.manifest import read_manifest
 from runtime.peft_config import meaning_problems, scale
 
@@ -28,7 +29,7 @@ def describe_source(source: Source) -> dict[str, Any]:
             ranks.add(rank)
             if source.config is not None and rank:
                 scales.add(round(scale(source.config, module.name, rank), 6))
-    dora = any("lora_magnitude_vector" in module.parts for module in parts.modules.values())
+    dora = any({"lora_magnitude_vector", "lora_magnitude"} & set(module.parts) for module in parts.modules.values())
     head = None
     if parts.head is not None:
         values, _ = oriented(parts.head[1], source.kind == "PEFT folder", None, 0)
@@ -47,7 +48,7 @@ def describe_source(source: Source) -> dict[str, Any]:
         "scales": sorted(scales) if source.config is not None else "folded into B",
         "base": (source.config or {}).get("base_model_name_or_path"),
         "base_version": f"{source.base_version:07x}" if source.base_version not in (0, 1) else None,
-        "notes": ([] if source.config is None else meaning_problems(source.config))
+        "notes": ([] if source.config is None else [*meaning_problems(source.config), *dora_note(source)])
         + [f"{finding.key}: {finding.note}" for finding in parts.findings],
         "tensors": [
             {"name": name, "shape": list(value.shape), "dtype": source.dtypes[name]}
@@ -60,7 +61,10 @@ def describe_package(folder: Path) -> dict[str, Any]:
     """Facts of a package and its adapters, from its manifest, after every file was compared with it."""
     manifest = read_manifest(folder)
     keys = ("task", "rank", "target_modules", "labels", "template", "max_length", "file", "bytes")
-    adapters = {name: {key: entry.get(key) for key in keys} for name, entry in manifest["adapters"].items()}
+    adapters = {
+        name: {key: entry.get(key) for key in (*keys, *(["dora"] if entry.get("dora") else []))}
+        for name, entry in manifest["adapters"].items()
+    }
     base, target = manifest["base"], manifest["target"]
     return {
         "path": str(folder),
@@ -71,6 +75,7 @@ def describe_package(folder: Path) -> dict[str, Any]:
         "precision": manifest["precision"],
         "target": target.get("execution_provider"),
         "slots": len(manifest["slots"]),
+        **({"extra_slots": manifest["extra_slots"]} if manifest.get("extra_slots") else {}),
         "adapters": adapters,
     }
 
@@ -95,7 +100,7 @@ def adapters_text(adapters: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["adapter", "task", "rank", "bytes", "template", "max length", "labels"]]
     for name, entry in adapters.items():
         template, most = repr(entry["template"]), str(entry["max_length"] or "-")
-        sizes = [str(entry["rank"]), f"{entry['bytes']:,}"]
+        sizes = [f"{entry['rank']} DoRA" if entry.get("dora") else str(entry["rank"]), f"{entry['bytes']:,}"]
         rows.append([name, entry["task"], *sizes, template, most, ", ".join(entry["labels"] or [])])
     return "\n".join(_table(rows)) if adapters else "no adapters"
 

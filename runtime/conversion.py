@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.adapter_file import HEAD, base_version
+from runtime.adapter_file import HEAD, MAGNITUDE, base_version
 from runtime.adapter_names import (
     FITS,
     NO_SLOT,
@@ -24,6 +24,7 @@ from runtime.adapter_names import (
     sort_parts,
 )
 from runtime.adapter_source import CONFIG, Source, read_source
+from runtime.dora import dora_problems, place_scales
 from runtime.errors import PackageError, nearest
 from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
 from runtime.lora_quantization import quantize_a
@@ -52,12 +53,12 @@ class Fit:
 
 
 def slot_tensors(
-    path: Path, slots: Slots, hidden: int | None, fingerprint: str = ""
+    path: Path | Source, slots: Slots, hidden: int | None, fingerprint: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Slot tensors of an adapter of any kind.
 
     Args:
-        path: a PEFT folder, or an .onnx_adapter or .safetensors file.
+        path: a PEFT folder, or an .onnx_adapter or .safetensors file; or what was read of one.
         slots: table of `passes.graph.slots.add_slots`; its dtype is the tensors' dtype.
         hidden: hidden size of the base.
         fingerprint: of the base, which an .onnx_adapter may contradict.
@@ -68,7 +69,7 @@ def slot_tensors(
     Raises:
         PackageError: everything that slots cannot hold, each naming file and key.
     """
-    source = read_source(path)
+    source = path if isinstance(path, Source) else read_source(path)
     result = fit(source, slots, hidden, fingerprint)
     if not result.fits:
         raise PackageError(refusal(source, result.problems, result.findings))
@@ -92,11 +93,13 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
 
     The LoRA of q, k and v is packed into one slot where the graph packs them: A side by side, B block-diagonal; a
     packed LoRA is divided where the graph has separate slots. PEFT's scale is folded into B; other files have done so.
-    A layout that does not fit but would when transposed is transposed; where both would fit, the names decide.
+    A layout that does not fit but would when transposed is transposed; where both would fit, the names decide. DoRA's
+    scales (see `runtime.dora`) lie side by side in a packed slot, 1 where the adapter has none.
     """
     parts = sort_parts(source)
     findings = parts.findings
     problems = [] if source.config is None else meaning_problems(source.config)
+    problems += dora_problems(source, slots, fingerprint)
     if source.base_version not in (0, 1, base_version(fingerprint)) and fingerprint:
         problems.append(
             f"model version {source.base_version:07x}: it says that it was made for another base, "
@@ -108,6 +111,8 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
     placed: dict[str, dict[str | None, Pair]] = {}
     for module in parts.modules.values():
         findings += _place_module(source, module, slots, index, placed, parts.repaired)
+    scales, unplaced = place_scales(source, parts.modules, lambda name: _places(name, slots, index), slots)
+    findings += unplaced
     head = None
     if parts.head is not None:
         head, told = _head(source, *parts.head, hidden)
@@ -122,6 +127,8 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
                 a, b = quantize_a(a, b)
             tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, a_dtype)[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
+            if slot in scales:
+                tensors[slot + MAGNITUDE] = np.ascontiguousarray(scales[slot], dtype)[None, None]
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
     if overflow := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
@@ -189,8 +196,9 @@ def _place_module(
     findings = []
     for half, (key, _) in module.parts.items():
         odd = [repaired[key]] if key in repaired else []
-        odd += ["transposed"] if (a_turned if half == "lora_A" else b_turned) else []
+        odd += ["transposed"] if {"lora_A": a_turned, "lora_B": b_turned}.get(half) else []
         note = f"-> {target}" + (f", times {factor:g}" if half == "lora_B" and factor != 1 else "")
+        note += ", as its scale" if half.startswith("lora_magnitude") else ""
         note += f"; repaired: {', '.join(odd)}" if odd else ""
         findings.append(finding(source, key, REPAIRED if odd else FITS, note))
     return findings
