@@ -145,9 +145,9 @@ def test_quantized_base(tiny_qwen2_path: Path, tmp_path: Path, make_peft_adapter
 @pytest.mark.parametrize("kind", ["llama", "phi3"])
 def test_widened_heads_and_packed_weights(tmp_path: Path, make_peft_adapter: Make, kind: str) -> None:
     """Heads of 8 dimensions in a graph with 16; Phi-3 keeps q, k and v in one weight, and gate and up."""
-    changes: dict[str, Any] = {"head_dim": 8} if kind == "llama" else {}
-    base = save_tiny_model(tmp_path / "base", kind, **changes)
-    targets = {"llama": {}, "phi3": {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj"]}}[kind]
+    own: dict[str, Any] = {"original_max_position_embeddings": 128} if kind == "phi3" else {}
+    targets: dict[str, Any] = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj"]} if kind == "phi3" else {}
+    base = save_tiny_model(tmp_path / "base", kind, head_dim=8, **own)
     folder = with_trained_magnitudes(make_peft_adapter(base, use_dora=True, **targets))
     built = Built(base, tmp_path / "built")
     np.testing.assert_allclose(built.logits(built.adapter(folder)), torch_logits(base, folder, IDS), atol=1e-4)
