@@ -162,6 +162,8 @@ def _place_module(
         return told(UNUSABLE, f"{module.name} comes without its {missing[0]}")
     if "lora_magnitude_vector" in module.parts and not (source.config or {}).get("use_dora"):
         return told(UNUSABLE, "a DoRA magnitude, but use_dora is not true")
+    if "lora_magnitude" in module.parts and source.config is not None:
+        return told(UNUSABLE, f"{module.name} has the scale of a slot; a PEFT folder has a lora_magnitude_vector")
     raw_a, raw_b = module.parts["lora_A"][1], module.parts["lora_B"][1]
     # a file in slot form has the graph's heads already, which may be wider than the base's own
     in_slot_form = source.config is None and graph_sizes(places, slots) == (raw_a.shape[-2], raw_b.shape[-1])
