@@ -180,9 +180,8 @@ def test_trained_adapters_keep_their_parity(tiny_llama_path: Path, tmp_path: Pat
     """Trained on a float or an nf4 base, both kinds of adapter in one int4 package; the reference is float32 PEFT."""
     training = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
     adapters = {"mood": tmp_path / "mood", "story": tmp_path / "story"}
-    for (name, folder), data in zip(
-        adapters.items(), (mood_data(max_length=64), story_data(max_length=64)), strict=True
-    ):
+    rows: list[Any] = [mood_data(max_length=64), story_data(max_length=64)]
+    for (name, folder), data in zip(adapters.items(), rows, strict=True):
         folder.mkdir()
         settings = AdapterSettings(name, method="dora", quantization=quantization, rank=4, training_args=training)
         train_adapter(folder, tiny_llama_path, settings, data, None)
