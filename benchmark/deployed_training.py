@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmark.fresh_process import run_fresh
-from benchmark.results import machine, versions, write_json, write_text
+from benchmark.results import machine, versions, write_json
+from runtime.atomic_file import write_text
 
 WORKFLOW = Path("workflows/quickstart.json")
 WAYS = {"LoRA on float32": None, "QLoRA on nf4": "nf4", "QLoRA on deployed": "deployed"}

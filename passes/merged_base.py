@@ -1,4 +1,4 @@
-"""Writes a base model folder whose projections have an adapter added: LoRA from slots or PEFT, DoRA from PEFT."""
+"""Writes a base model folder whose projections have an adapter added: LoRA or DoRA, from slots or PEFT."""
 
 from __future__ import annotations
 
@@ -11,39 +11,48 @@ from typing import Any
 
 import numpy as np
 
+from runtime.adapter_file import MAGNITUDE
 from runtime.adapter_names import FITS, OTHER_BASE, REPAIRED, UNUSABLE, finding, oriented, sort_parts
 from runtime.adapter_source import Source
 from runtime.bottleneck import NOT_LINEAR, PARTS, PEFT_TYPE
 from runtime.conversion import PACKS, refusal
 from runtime.errors import PackageError
-from runtime.head_sizes import narrow_heads, own_parts
+from runtime.head_sizes import narrow_heads, narrow_scale, own_parts
 from runtime.lora_quantization import ZERO_POINT
 from runtime.peft_config import meaning_problems, scale
 
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to a projection's weight W (out, in): W + (a @ b).T; with a magnitude, DoRA's form of it.
+    """What an adapter does to a projection's weight W (out, in): W + (a @ b).T; DoRA scales each row of that.
 
     Attributes:
         a: float32 (in, r).
         b: float32 (r, out), the scale folded in.
-        magnitude: float32 (out,), or None.
+        magnitude: float32 (out,), the length that DoRA gives each row, or None.
+        factor: float32 (out,), the scale of each row where it is known already, as in a DoRA slot, or None.
     """
 
     a: np.ndarray
     b: np.ndarray
     magnitude: np.ndarray | None = None
+    factor: np.ndarray | None = None
 
     def apply(self, weight: np.ndarray) -> np.ndarray:
         """The merged weight, float32 (out, in).
 
         DoRA (Liu et al. 2024, equation 5) keeps the direction of each row of V = W + BA and sets its length: m V / |V|.
         """
-        merged = weight + (self.a @ self.b).T
+        scale = self.scale(weight) if self.factor is None else self.factor
+        merged: np.ndarray = weight + (self.a @ self.b).T
+        return merged if scale is None else merged * scale[:, None]
+
+    def scale(self, weight: np.ndarray) -> np.ndarray | None:
+        """DoRA's m / |V| of each row, float32 (out,); None without a magnitude."""
         if self.magnitude is None:
-            return merged
-        return merged * (self.magnitude / np.linalg.norm(merged, axis=1))[:, None]
+            return None
+        scale: np.ndarray = self.magnitude / np.linalg.norm(weight + (self.a @ self.b).T, axis=1)
+        return scale
 
 
 def changes_from_slots(
@@ -68,24 +77,41 @@ def changes_from_slots(
         if entry.get("a_dtype") == "uint8":
             a -= ZERO_POINT
         a, b = narrow_heads((a, b), entry)
+        factors = _factors(tensors, slot, entry)
         parent, first = _parent(slot), 0
         for part, size in own_parts(slot, slots).items():
             block = b[:, first : first + size]
+            factor = None if factors is None else factors[first : first + size]
             first += size
             used = block.any(axis=1)
-            if not used.any():
+            if not used.any() and (factor is None or (factor == 1).all()):
                 continue
-            name, change = f"{parent}.{part}", Change(a[:, used], block[used])
+            name, change = f"{parent}.{part}", Change(a[:, used], block[used], factor=factor)
             packs = (p for p, m in PACKS.items() if part in m and f"{parent}.{p}.weight" in weights)
             if f"{name}.weight" not in weights and (pack := next(packs, None)):
                 lengths = {member: sizes[f"{parent}.{member}"] for member in PACKS[pack]}
                 before = sum(list(lengths.values())[: list(lengths).index(part)])
-                padded = np.pad(change.b, ((0, 0), (before, sum(lengths.values()) - before - size)))
-                name, change = f"{parent}.{pack}", Change(change.a, padded)
+                around = (before, sum(lengths.values()) - before - size)
+                factor = None if factor is None else np.pad(factor, around, constant_values=1)
+                name, change = f"{parent}.{pack}", Change(change.a, np.pad(change.b, ((0, 0), around)), factor=factor)
                 if (other := changes.get(name)) is not None:
-                    change = Change(np.concatenate([other.a, change.a], 1), np.concatenate([other.b, change.b], 0))
+                    change = _joined(other, change)
             changes[name] = change
     return changes
+
+
+def _factors(tensors: Mapping[str, np.ndarray], slot: str, entry: Mapping[str, Any]) -> np.ndarray | None:
+    """DoRA's scale of the base's own outputs in a slot, None where the adapter has none there."""
+    if (stored := tensors.get(slot + MAGNITUDE)) is None:
+        return None
+    return narrow_scale(stored[0, 0].astype(np.float32), entry)
+
+
+def _joined(one: Change, other: Change) -> Change:
+    """Two changes of different rows of one weight."""
+    factors = [change.factor for change in (one, other) if change.factor is not None]
+    a, b = np.concatenate([one.a, other.a], 1), np.concatenate([one.b, other.b], 0)
+    return Change(a, b, factor=np.prod(factors, axis=0) if factors else None)
 
 
 def _parent(slot: str) -> str:
@@ -102,7 +128,7 @@ def changes_from_peft(source: Source, hidden: int) -> tuple[dict[str, Change], n
     if source.config is None:
         raise PackageError(f"{source.path}: only a PEFT folder, or an adapter of the package, can be merged")
     parts = sort_parts(source)
-    problems, findings = meaning_problems(source.config, dora=True), parts.findings
+    problems, findings = meaning_problems(source.config), parts.findings
     if parts.bottlenecks or source.config.get("peft_type") == PEFT_TYPE:
         problems.append(NOT_LINEAR)
     changes = {}

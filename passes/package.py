@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from passes.base_model import base_name, context_length, is_encoder, local_folder, pooling_of
+from passes.dora import BaseWeights, uses_dora, with_scales
 from passes.graph.bottleneck_slots import add_bottleneck_slots
 from passes.graph.builder import build_base, usable_cpus
 from passes.graph.checks import check_base, check_engine, check_precision, engine_of
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
-from runtime.adapter_source import read_settings
+from runtime.adapter_source import read_settings, read_source
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
 from runtime.bottleneck import BOTTLENECK, PEFT_TYPE
+from runtime.dora import DORA
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import FORMAT_VERSION, base_fingerprint, file_entry, read_manifest, write_manifest
 
@@ -102,7 +104,7 @@ def write_package(
             "workflow": workflow,
             "adapters": {},
         }
-        manifest["adapters"] = _install_all(new, manifest, adapter_folders)
+        manifest["adapters"] = _install_all(new, manifest, adapter_folders, base)
         write_manifest(new, manifest)
         read_manifest(new)
         replace_folder(new, folder)
@@ -122,6 +124,8 @@ def _extra_slots(sources: Mapping[str, Path]) -> list[str]:
     kinds = set()
     for source in sources.values():
         config = Path(source) / "adapter_config.json"
+        if uses_dora(source):
+            kinds.add(DORA)
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if json.loads(config.read_text(encoding="utf-8")).get("peft_type") == PEFT_TYPE:
                 kinds.add(BOTTLENECK)
@@ -135,7 +139,7 @@ def _operate(
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    slots = add_slots(model, adapter_precision, modules)
+    slots = add_slots(model, adapter_precision, modules, dora=DORA in extra)
     if BOTTLENECK in extra:
         add_bottleneck_slots(model, slots)
     add_class_head(model, pooling)
@@ -159,11 +163,13 @@ def _pooling_of_adapters(sources: Mapping[str, Path]) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path]) -> dict[str, Any]:
+def _install_all(folder: Path, manifest: Mapping[str, Any], sources: Mapping[str, Path], base: Path) -> dict[str, Any]:
     entries, problems = {}, []
-    for name, source in sources.items():
+    weights = BaseWeights(base, manifest["base"]["fingerprint"])
+    for name, path in sources.items():
         try:
-            entries[name] = install_adapter(folder, manifest, name, Path(source), {})
+            source = with_scales(read_source(path), weights) if uses_dora(path) else Path(path)
+            entries[name] = install_adapter(folder, manifest, name, source, {})
         except OlivalError as error:
             problems.append(f"adapter '{name}': {error}")
     if problems:

@@ -13,6 +13,7 @@ from runtime.errors import nearest
 from runtime.onnx_adapter import read_onnx_adapter
 
 HEAD = "class_head.weight"
+MAGNITUDE = ".lora_magnitude.weight"  # how far a DoRA slot scales each output
 _LORA = (".lora_A.weight", ".lora_B.weight")
 _BOTTLENECK = tuple(f".{part}" for part in PARTS)
 
@@ -61,8 +62,8 @@ def check_fits(
     """Says what keeps tensors from being fed to a graph with these slots; an empty list means that they fit.
 
     Args:
-        tensors: adapter tensors by input name: A (1, in, r), B (1, r, out), head (1, hidden, classes), and those of
-            `runtime.bottleneck.in_slot_form`.
+        tensors: adapter tensors by input name: A (1, in, r), B (1, r, out), DoRA's scale (1, 1, out), head
+            (1, hidden, classes), and those of `runtime.bottleneck.in_slot_form`.
         slots: table of `passes.graph.slots.add_slots`.
         hidden: hidden size of the base; None leaves the head's shape unchecked.
     """
@@ -78,6 +79,11 @@ def check_fits(
         if name == HEAD:
             if value.ndim != 3 or value.shape[0] != 1 or value.shape[1] != (hidden or value.shape[1]):
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes [1, {hidden}, classes]")
+            continue
+        scaled = name.removesuffix(MAGNITUDE)
+        if scaled != name and slots.get(scaled, {}).get("dora"):
+            if value.shape != (wanted := (1, 1, slots[scaled]["out"])):
+                problems.append(f"{name} has shape {list(value.shape)}, but the graph takes {list(wanted)}")
             continue
         ending = next((e for e in (*_LORA, *_BOTTLENECK) if name.endswith(e)), "")
         slot = name.removesuffix(ending)

@@ -15,7 +15,8 @@ FITS, REPAIRED, OTHER_BASE, NO_SLOT, UNUSABLE = "fits", "repaired", "other base"
 # convert-adapters:                 model.layers.0.self_attn.q_proj.lora_A.weight
 # ExtractAdapters:                       model.layers.0.attn.q_proj.lora_A[.MatMul].weight
 _LORA = re.compile(
-    r"((?:base_model\.model\.)?)([\w.]+?)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.(\w+?))??(?:\.weight)?"
+    r"((?:base_model\.model\.)?)([\w.]+?)\.(lora_A|lora_B|lora_magnitude_vector|lora_magnitude)"
+    r"(?:\.(\w+?))??(?:\.weight)?"
 )
 _BOTTLENECK = re.compile(r"((?:base_model\.model\.)?)([\w.]+?)\.(bottleneck_(?:down|up)\.(?:weight|bias))")
 _HEADS = re.compile(
@@ -37,9 +38,10 @@ class Finding:
 
 @dataclass
 class Module:
-    """The tensors of one adapted layer, by their part (lora_A, lora_B, lora_magnitude_vector): key and values.
+    """The tensors of one adapted layer, by their part: key and values.
 
-    Those of a bottleneck adapter are runtime.bottleneck.PARTS.
+    Parts are lora_A and lora_B; with DoRA also PEFT's lora_magnitude_vector, or in slot form lora_magnitude, the scale
+    that comes of it. Those of a bottleneck adapter are runtime.bottleneck.PARTS.
     """
 
     name: str

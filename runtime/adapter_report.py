@@ -12,6 +12,7 @@ from runtime.adapter_names import FITS, REPAIRED, oriented, sort_parts
 from runtime.adapter_source import Source
 from runtime.bottleneck import PARTS as BOTTLENECK_PARTS
 from runtime.conversion import Fit
+from runtime.dora import dora_note
 from runtime.manifest import read_manifest
 from runtime.peft_config import meaning_problems, scale
 
@@ -37,7 +38,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     for module in parts.bottlenecks.values():
         targets.add(module.name.rpartition(".")[2])
         layers |= {part for part in module.name.split(".") if part.isdecimal()}
-    dora = any("lora_magnitude_vector" in module.parts for module in parts.modules.values())
+    dora = any({"lora_magnitude_vector", "lora_magnitude"} & set(module.parts) for module in parts.modules.values())
     head = None
     if parts.head is not None:
         values, _ = oriented(parts.head[1], source.kind == "PEFT folder", None, 0)
@@ -58,7 +59,7 @@ def describe_source(source: Source) -> dict[str, Any]:
         "scales": sorted(scales) if source.config is not None else "folded into B",
         "base": (source.config or {}).get("base_model_name_or_path"),
         "base_version": f"{source.base_version:07x}" if source.base_version not in (0, 1) else None,
-        "notes": ([] if source.config is None else meaning_problems(source.config))
+        "notes": ([] if source.config is None else [*meaning_problems(source.config), *dora_note(source)])
         + [f"{finding.key}: {finding.note}" for finding in parts.findings],
         "tensors": [
             {"name": name, "shape": list(value.shape), "dtype": source.dtypes[name]}
@@ -71,7 +72,10 @@ def describe_package(folder: Path) -> dict[str, Any]:
     """Facts of a package and its adapters, from its manifest, after every file was compared with it."""
     manifest = read_manifest(folder)
     keys = ("task", "rank", "bottleneck_size", "target_modules", "labels", "template", "max_length", "file", "bytes")
-    adapters = {name: {key: entry.get(key) for key in keys} for name, entry in manifest["adapters"].items()}
+    adapters = {
+        name: {key: entry.get(key) for key in (*keys, *(["dora"] if entry.get("dora") else []))}
+        for name, entry in manifest["adapters"].items()
+    }
     base, target = manifest["base"], manifest["target"]
     return {
         "path": str(folder),
@@ -82,7 +86,7 @@ def describe_package(folder: Path) -> dict[str, Any]:
         "precision": manifest["precision"],
         "target": target.get("execution_provider"),
         "slots": len(manifest["slots"]),
-        "extra_slots": manifest.get("extra_slots", []),
+        **({"extra_slots": manifest["extra_slots"]} if manifest.get("extra_slots") else {}),
         "adapters": adapters,
     }
 
@@ -113,10 +117,11 @@ def adapters_text(adapters: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def width_text(facts: Mapping[str, Any]) -> str:
-    """How wide an adapter is, of its entry or what conversion says of it: "rank 8" or "bottleneck 64"."""
+    """How wide an adapter is, of its entry or what conversion says of it: "rank 8 DoRA" or "bottleneck 64"."""
+    rank = f"rank {facts['rank']}{' DoRA' if facts.get('dora') else ''}"
     if size := facts.get("bottleneck_size"):
-        return f"rank {facts['rank']} and bottleneck {size}" if facts["rank"] else f"bottleneck {size}"
-    return f"rank {facts['rank']}"
+        return f"{rank} and bottleneck {size}" if facts["rank"] else f"bottleneck {size}"
+    return rank
 
 
 def check_text(source: Source, result: Fit, manifest: Mapping[str, Any], as_json: bool) -> str:

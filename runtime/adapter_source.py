@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import PackageError
+from runtime.manifest import file_sha256
 from runtime.onnx_adapter import MAX_BYTES, MAX_NAME, Damaged, check_shape, read_onnx_adapter, widen_bfloat16
 from runtime.peft_config import value_problems
 
 CONFIG, WEIGHTS, SETTINGS_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
+SCALES_FILE = "dora_scale.safetensors"  # beside the weights of a DoRA folder; passes.dora writes it
 _MAX_JSON = 1 << 20  # bytes; real ones have a few thousand
 _MAX_TENSORS = 20_000  # the largest models with slots have 2,000
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """By how much DoRA scales each output of a layer, which takes the base's weights to compute (`passes.dora`).
+
+    Attributes:
+        by_module: float32 (out,) by the layer's name in the base.
+        base: fingerprint of the base.
+        weights: sha256 of the adapter's weights.
+    """
+
+    by_module: dict[str, np.ndarray]
+    base: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,8 @@ class Source:
         config: adapter_config.json of a PEFT folder.
         settings: adapter.json beside it, where our training left one.
         base_version: what an .onnx_adapter says of its base; see `runtime.adapter_file.base_version`.
+        scales: of a DoRA folder, where they have been computed.
+        sha256: of the weights, where there are scales to compare it with.
     """
 
     path: Path
@@ -41,6 +60,8 @@ class Source:
     config: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     base_version: int = 0
+    scales: Scales | None = None
+    sha256: str = ""
 
 
 def read_source(path: Path) -> Source:
@@ -124,13 +145,25 @@ def _read_folder(folder: Path) -> Source:
             pickled = path == weights_path and (folder / "adapter_model.bin").exists()
             hint = " (adapter_model.bin is a pickle, which is never loaded)" if pickled else ""
             raise PackageError(f"{path}: there is no such file{hint}")
-    for path in (config_path, weights_path, folder / SETTINGS_FILE):
+    for path in (config_path, weights_path, folder / SETTINGS_FILE, folder / SCALES_FILE):
         _check_link(path, folder)
     config = _read_object(config_path)
     if problems := value_problems(config):
         raise PackageError("\n".join(f"{config_path}: {p}" for p in problems[:20]))
     tensors, dtypes = read_safetensors(weights_path)
-    return Source(weights_path, "PEFT folder", tensors, dtypes, config, read_settings(folder))
+    source = Source(weights_path, "PEFT folder", tensors, dtypes, config, read_settings(folder))
+    if not config.get("use_dora") or not (folder / SCALES_FILE).is_file():
+        return source
+    return replace(source, scales=_read_scales(folder / SCALES_FILE), sha256=file_sha256(weights_path))
+
+
+def _read_scales(path: Path) -> Scales:
+    from safetensors import safe_open
+
+    values, _ = read_safetensors(path)
+    with safe_open(path, framework="numpy") as file:
+        facts = file.metadata() or {}
+    return Scales(values, facts.get("base", ""), facts.get("weights", ""))
 
 
 def _check_link(path: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.adapter_file import HEAD, write_adapter
+from runtime.adapter_file import HEAD, MAGNITUDE, write_adapter
 from runtime.adapter_report import (
     adapters_text,
     check_text,
@@ -21,7 +21,7 @@ from runtime.adapter_report import (
     width_text,
 )
 from runtime.adapter_settings import TASKS, checked_settings
-from runtime.adapter_source import read_settings, read_source
+from runtime.adapter_source import Source, read_settings, read_source
 from runtime.atomic_file import replacing
 from runtime.conversion import fit, slot_tensors
 from runtime.errors import OlivalError, PackageError
@@ -29,7 +29,7 @@ from runtime.manifest import MANIFEST, Known, adapter_entry, file_entry, read_ma
 
 
 def install_adapter(
-    folder: Path, manifest: Mapping[str, Any], name: str, source: Path, settings: Mapping[str, Any]
+    folder: Path, manifest: Mapping[str, Any], name: str, source: Path | Source, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Converts an adapter and writes adapters/NAME.onnx_adapter; the manifest itself is left to the caller.
 
@@ -37,7 +37,7 @@ def install_adapter(
         folder: the package.
         manifest: its manifest; base and slots are read.
         name: letters, digits, _ and -.
-        source: a PEFT folder, or an .onnx_adapter or .safetensors file.
+        source: a PEFT folder, or an .onnx_adapter or .safetensors file; or what was read of one.
         settings: what is given wins over the source's adapter.json; see `runtime.adapter_settings.SETTINGS`.
 
     Returns:
@@ -47,10 +47,11 @@ def install_adapter(
         PackageError: name, settings or tensors do not fit, each naming file and key.
     """
     check_name(name)
-    source, base = Path(source), manifest["base"]
+    base = manifest["base"]
     fingerprint = base["fingerprint"]
     tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], fingerprint)
-    given = {**(read_settings(source) if source.is_dir() else {}), **settings}
+    own = source.settings if isinstance(source, Source) else read_settings(source) if source.is_dir() else {}
+    given = {**own, **settings}
     entry = checked_settings(name, given, info["classes"], base)
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
@@ -67,6 +68,8 @@ def install_adapter(
     }
     if "bottleneck_size" in info:
         facts["bottleneck_size"] = info["bottleneck_size"]
+    if any(tensor.endswith(MAGNITUDE) for tensor in tensors):
+        facts["dora"] = True
     return {"file": file, **file_entry(target), **entry, **facts}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.adapter_file import HEAD, base_version
+from runtime.adapter_file import HEAD, MAGNITUDE, base_version
 from runtime.adapter_names import (
     FITS,
     NO_SLOT,
@@ -26,6 +26,7 @@ from runtime.adapter_names import (
 from runtime.adapter_source import CONFIG, Source, read_source
 from runtime.bottleneck import NO_SLOTS, PARTS, place, takes_bottleneck
 from runtime.bottleneck import PEFT_TYPE as BOTTLENECK
+from runtime.dora import dora_problems, place_scales
 from runtime.errors import PackageError, nearest
 from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
 from runtime.lora_quantization import quantize_a
@@ -54,12 +55,12 @@ class Fit:
 
 
 def slot_tensors(
-    path: Path, slots: Slots, hidden: int | None, fingerprint: str = ""
+    path: Path | Source, slots: Slots, hidden: int | None, fingerprint: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Slot tensors of an adapter of any kind.
 
     Args:
-        path: a PEFT folder, or an .onnx_adapter or .safetensors file.
+        path: a PEFT folder, or an .onnx_adapter or .safetensors file; or what was read of one.
         slots: table of `passes.graph.slots.add_slots`; its dtype is the tensors' dtype.
         hidden: hidden size of the base.
         fingerprint: of the base, which an .onnx_adapter may contradict.
@@ -71,7 +72,7 @@ def slot_tensors(
     Raises:
         PackageError: everything that slots cannot hold, each naming file and key.
     """
-    source = read_source(path)
+    source = path if isinstance(path, Source) else read_source(path)
     result = fit(source, slots, hidden, fingerprint)
     if not result.fits:
         raise PackageError(refusal(source, result.problems, result.findings))
@@ -95,11 +96,13 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
 
     The LoRA of q, k and v is packed into one slot where the graph packs them: A side by side, B block-diagonal; a
     packed LoRA is divided where the graph has separate slots. PEFT's scale is folded into B; other files have done so.
-    A layout that does not fit but would when transposed is transposed; where both would fit, the names decide.
+    A layout that does not fit but would when transposed is transposed; where both would fit, the names decide. DoRA's
+    scales (see `runtime.dora`) lie side by side in a packed slot, 1 where the adapter has none.
     """
     parts = sort_parts(source)
     findings = parts.findings
     problems = [] if source.config is None else meaning_problems(source.config)
+    problems += dora_problems(source, slots, fingerprint)
     if source.base_version not in (0, 1, base_version(fingerprint)) and fingerprint:
         problems.append(
             f"model version {source.base_version:07x}: it says that it was made for another base, "
@@ -114,6 +117,8 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
     bottlenecks, told_of_them, problem = _place_bottlenecks(source, parts.bottlenecks, slots, index)
     findings += told_of_them
     problems += problem
+    scales, unplaced = place_scales(source, parts.modules, lambda name: _places(name, slots, index), slots)
+    findings += unplaced
     head = None
     if parts.head is not None:
         head, told = _head(source, *parts.head, hidden)
@@ -128,6 +133,8 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
                 a, b = quantize_a(a, b)
             tensors[f"{slot}.lora_A.weight"] = np.ascontiguousarray(a, a_dtype)[None]
             tensors[f"{slot}.lora_B.weight"] = np.ascontiguousarray(b, dtype)[None]
+            if slot in scales:
+                tensors[slot + MAGNITUDE] = np.ascontiguousarray(scales[slot], dtype)[None, None]
         for slot, values in bottlenecks.items():
             tensors |= {f"{slot}.{part}": np.ascontiguousarray(value, dtype) for part, value in values.items()}
         if head is not None:
@@ -189,6 +196,8 @@ def _place_module(
         return told(UNUSABLE, f"{module.name} comes without its {missing[0]}")
     if "lora_magnitude_vector" in module.parts and not (source.config or {}).get("use_dora"):
         return told(UNUSABLE, "a DoRA magnitude, but use_dora is not true")
+    if "lora_magnitude" in module.parts and source.config is not None:
+        return told(UNUSABLE, f"{module.name} has the scale of a slot; a PEFT folder has a lora_magnitude_vector")
     raw_a, raw_b = module.parts["lora_A"][1], module.parts["lora_B"][1]
     # a file in slot form has the graph's heads already, which may be wider than the base's own
     in_slot_form = source.config is None and graph_sizes(places, slots) == (raw_a.shape[-2], raw_b.shape[-1])
@@ -223,8 +232,9 @@ def _place_module(
     findings = []
     for half, (key, _) in module.parts.items():
         odd = [repaired[key]] if key in repaired else []
-        odd += ["transposed"] if (a_turned if half == "lora_A" else b_turned) else []
+        odd += ["transposed"] if {"lora_A": a_turned, "lora_B": b_turned}.get(half) else []
         note = f"-> {target}" + (f", times {factor:g}" if half == "lora_B" and factor != 1 else "")
+        note += ", as its scale" if half.startswith("lora_magnitude") else ""
         note += f"; repaired: {', '.join(odd)}" if odd else ""
         findings.append(finding(source, key, REPAIRED if odd else FITS, note))
     return findings

@@ -50,17 +50,10 @@ def widen_heads(part: str | None, pair: Pair, slot: Mapping[str, Any]) -> Pair:
     heads = slot.get("heads")
     if heads is None:
         return pair
-
-    def widen(value: np.ndarray) -> np.ndarray:  # (heads * size, r)
-        split = value.reshape(-1, heads["size"], value.shape[1])
-        wide = np.zeros((len(split), heads["padded_size"], value.shape[1]), value.dtype)
-        wide[:, heads["positions"]] = split
-        return wide.reshape(-1, value.shape[1])
-
     a, b = pair
     if "o_proj" in slot["parts"]:
-        return widen(a), b
-    b = widen(b.T).T
+        return _widen(a, heads), b
+    b = _widen(b.T, heads).T
     sizes = slot["parts"] if part is None else {part: b.shape[1]}
     scale = np.repeat([heads["scale"].get(name, 1.0) for name in sizes], list(sizes.values()))
     return a, b * scale.astype(np.float32)
@@ -71,13 +64,34 @@ def narrow_heads(pair: Pair, slot: Mapping[str, Any]) -> Pair:
     heads = slot.get("heads")
     if heads is None:
         return pair
-
-    def narrow(value: np.ndarray) -> np.ndarray:  # (heads * padded_size, r)
-        wide = value.reshape(-1, heads["padded_size"], value.shape[1])
-        return wide[:, heads["positions"]].reshape(-1, value.shape[1])
-
     a, b = pair
     if "o_proj" in slot["parts"]:
-        return narrow(a), b
+        return _narrow(a, heads), b
     scale = np.repeat([heads["scale"].get(part, 1.0) for part in slot["parts"]], list(slot["parts"].values()))
-    return a, narrow((b / scale.astype(np.float32)).T).T
+    return a, _narrow((b / scale.astype(np.float32)).T, heads).T
+
+
+def widen_scale(scale: np.ndarray, slot: Mapping[str, Any]) -> np.ndarray:
+    """DoRA's scale of own outputs (heads * size,) for the outputs of the graph: 1 for those that are always 0."""
+    heads = slot.get("heads")
+    return scale if heads is None or "o_proj" in slot["parts"] else _widen(scale[:, None], heads, 1)[:, 0]
+
+
+def narrow_scale(scale: np.ndarray, slot: Mapping[str, Any]) -> np.ndarray:
+    """The reverse of `widen_scale`."""
+    heads = slot.get("heads")
+    return scale if heads is None or "o_proj" in slot["parts"] else _narrow(scale[:, None], heads)[:, 0]
+
+
+def _widen(value: np.ndarray, heads: Mapping[str, Any], between: float = 0) -> np.ndarray:
+    """(heads * size, r) to (heads * padded_size, r)."""
+    split = value.reshape(-1, heads["size"], value.shape[1])
+    wide = np.full((len(split), heads["padded_size"], value.shape[1]), between, value.dtype)
+    wide[:, heads["positions"]] = split
+    return wide.reshape(-1, value.shape[1])
+
+
+def _narrow(value: np.ndarray, heads: Mapping[str, Any]) -> np.ndarray:
+    """(heads * padded_size, r) to (heads * size, r)."""
+    wide = value.reshape(-1, heads["padded_size"], value.shape[1])
+    return wide[:, heads["positions"]].reshape(-1, value.shape[1])

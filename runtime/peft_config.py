@@ -55,19 +55,14 @@ def value_problems(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def meaning_problems(config: Mapping[str, Any], dora: bool = False) -> list[str]:
-    """What a configuration asks for that A and B alone cannot express; with `dora`, the magnitudes count as well."""
+def meaning_problems(config: Mapping[str, Any]) -> list[str]:
+    """What a configuration asks for that A, B and DoRA's magnitude cannot express."""
     if config.get("peft_type") == BOTTLENECK:
         return []
     problems = []
     if config.get("peft_type") != "LORA":
         kind = _short(config.get("peft_type"))
         problems.append(f"peft_type is {kind}; only LORA and BOTTLENECK have slots, merge others with PEFT")
-    if config.get("use_dora") and not dora:
-        problems.append(
-            "use_dora is true; DoRA also rescales the base's weights, which slots cannot; "
-            "`python -m runtime.adapters merge` makes it a package of its own"
-        )
     if config.get("bias", "none") != "none":
         problems.append(f"bias is {_short(config['bias'])}; slots have no bias, train with 'none'")
     for key in ("lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.adapter_file import read_adapter
+from runtime.adapter_file import MAGNITUDE, read_adapter
 
 CACHE_BYTES = 512 * 2**20  # of stacks, which are as large as all their rows' adapters together, that are kept for reuse
 
@@ -48,14 +48,15 @@ def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Tensors (rows, m, n) from adapters' tensors (1, m, n), each padded to the largest m and n; dtypes stay.
 
     Padding A (1, in, r) and B (1, r, out) in r leaves their product as it is; a head (1, hidden, classes) gets classes
-    whose logits are 0, which the caller cuts off. A row without a tensor gets zeros, so it computes the base.
+    whose logits are 0, which the caller cuts off. A row without a tensor gets zeros, and ones as its DoRA scale
+    (1, 1, out), so it computes the base.
     """
     result = {}
     for name in sorted({name for row in rows for name in row}):
         parts = [row.get(name) for row in rows]
         there = [part for part in parts if part is not None]
         sizes = [max(part.shape[axis] for part in there) for axis in (1, 2)]
-        result[name] = np.zeros((len(rows), *sizes), there[0].dtype)
+        result[name] = np.full((len(rows), *sizes), float(name.endswith(MAGNITUDE)), there[0].dtype)
         for target, part in zip(result[name], parts, strict=True):
             if part is not None:
                 target[: part.shape[1], : part.shape[2]] = part[0]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.adapter_file import MAGNITUDE
 from runtime.errors import PackageError
 from runtime.lora_quantization import ZERO_POINT
 
@@ -21,7 +22,7 @@ ADAPTER_PRECISIONS = ("float", "int8")
 
 
 def add_slots(
-    model: onnx.ModelProto, precision: str = "float", modules: Collection[str] = ()
+    model: onnx.ModelProto, precision: str = "float", modules: Collection[str] = (), dora: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Adds a slot to each projection of each layer, in place; weights may be left as external data.
 
@@ -37,13 +38,21 @@ def add_slots(
     At precision "int8" A is uint8 with the zero point 128 (see `runtime.lora_quantization`), and x is rounded to eight
     bits as it runs, with one scale for the whole batch: less to read at high ranks, for a small error in every row.
 
+    With `dora` a slot computes y' = g (W x + B A x) + bias (Liu et al. 2024, arXiv:2402.09353, equation 5, where
+    g = m / |W + BA| is constant once the adapter is trained), by a third input:
+
+    - ``model.layers.0.attn.o_proj.lora_magnitude.weight``: ("lora_n", 1, out), default ones (1, 1, out)
+
+    Sum and product then stand before a projection's bias, which onnxruntime can no longer fuse into its MatMul.
+
     Args:
         modules: for a graph of `passes.graph.torch_export`, the PyTorch modules that take a slot, such as
             ``transformer.h.0.attn.c_attn``: the slot has the same name. Empty: the projections of the model builder.
+        dora: slots that hold DoRA as well.
 
     Returns:
         The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}; at precision "int8"
-        also "a_dtype".
+        also "a_dtype"; with `dora` also "dora": True.
 
     Raises:
         PackageError: the graph has no projection with a name of the model builder or of `modules`, the size of one is
@@ -71,7 +80,7 @@ def add_slots(
         if not separator or not known or node.op_type not in ("MatMul", "MatMulNBits"):
             continue
         size_in, size_out = _sizes(node, shapes)
-        last = _bias_add(graph, node, shapes) or node
+        last = node if dora else _bias_add(graph, node, shapes) or node
         y, path = last.output[0], f"{prefix}/lora"
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
@@ -82,6 +91,14 @@ def add_slots(
             helper.make_node("Add", [y, f"{path}_B/MatMul/output_0"], [f"{path}/Add/output_0"], f"{path}/Add"),
         ]
         renamed[y] = f"{path}/Add/output_0"
+        if dora:
+            renamed[y] = f"{path}_magnitude/Mul/output_0"
+            inserted[last.name].append(
+                helper.make_node(
+                    "Mul", [f"{path}/Add/output_0", slot + MAGNITUDE], [renamed[y]], f"{path}_magnitude/Mul"
+                )
+            )
+            add_optional_input(model, slot + MAGNITUDE, dtype, ["lora_n", 1, size_out], [1, 1, size_out], ones=True)
         add_optional_input(
             model, a, _UINT8 if precision == "int8" else dtype, ["lora_n", size_in, f"{slot}.lora_r"], [1, size_in, 0]
         )
@@ -92,6 +109,8 @@ def add_slots(
         slots[slot] = {"in": size_in, "out": size_out, "parts": parts, "dtype": _FLOATS[dtype]}
         if precision == "int8":
             slots[slot]["a_dtype"] = "uint8"
+        if dora:
+            slots[slot]["dora"] = True
     if not slots:
         raise PackageError(
             f"the graph has no MatMul named {next(iter(modules), '/model/layers.{l}/{attn|mlp}/{projection}')}/MatMul "
@@ -112,18 +131,25 @@ def add_slots(
 
 
 def add_optional_input(
-    model: onnx.ModelProto, name: str, dtype: int, shape: Sequence[int | str], default: Sequence[int]
+    model: onnx.ModelProto,
+    name: str,
+    dtype: int,
+    shape: Sequence[int | str],
+    default: Sequence[int],
+    ones: bool = False,
 ) -> None:
-    """Adds a graph input that a caller may leave out: its default is a tensor of zeros with shape `default`."""
+    """Adds a graph input that a caller may leave out: its default is a tensor of zeros, or ones, of shape `default`."""
     from onnx import helper
 
     sizes = [int(size) for size in default]
-    width = {_UINT8: 1, 10: 2, 16: 2}.get(dtype, 4)  # bytes per value: 8 bits, half precision, float32
+    # 1 as ONNX stores it, little endian: 8 bits, half precisions, float32
+    one = {_UINT8: b"\1", 10: b"\0\x3c", 16: b"\x80\x3f"}.get(dtype, b"\0\0\x80\x3f")
+    value = one if ones else b"\0" * len(one)
     count = 1
     for size in sizes:
         count *= size
     model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
-    model.graph.initializer.append(helper.make_tensor(name, dtype, sizes, b"\0" * (width * count), raw=True))
+    model.graph.initializer.append(helper.make_tensor(name, dtype, sizes, value * count, raw=True))
 
 
 def _times_a(x: str, a: str, name: str, precision: str) -> onnx.NodeProto:

@@ -248,12 +248,12 @@ def test_failed_build_leaves_the_former_package(
     folder = tmp_path / "p"
     shutil.copytree(package.folder, folder)
     before = (folder / "package.json").read_bytes()
-    dora = make_peft_adapter(package.base, use_dora=True)
-    with pytest.raises(PackageError, match=r"(?s)adapter 'dora'.*use_dora"):
+    biased = make_peft_adapter(package.base, bias="lora_only")
+    with pytest.raises(PackageError, match=r"(?s)adapter 'biased'.*bias is 'lora_only'"):
         write_package(
             folder,
             base_path=package.base,
-            adapter_folders={"dora": dora},
+            adapter_folders={"biased": biased},
             precision="fp32",
             execution_provider="cpu",
             name="p",
