@@ -1,6 +1,7 @@
 """The PyTorch side of a comparison: the base in float32 with trained adapters in PEFT's own implementation.
 
 Bottleneck adapters, which PEFT does not have, are those of passes/training/bottleneck.py.
+Those of method "full" are the base's own weights, which change places with the trained ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class TorchModel:
         from safetensors.torch import load_file
 
         from passes.base_model import context_length, load_base, load_tokenizer
+        from passes.full_weights import OwnWeights, is_full
         from passes.training.bottleneck import block_outputs, is_bottleneck, load_bottlenecks
         from passes.training.deployed_base import load_deployed, quantized_base
         from passes.training.store import cache_folder
@@ -55,9 +57,13 @@ class TorchModel:
         self.bottlenecks: dict[str, dict[str, Any]] = {}
         # taken before PEFT puts its own layers around them
         self.outputs = block_outputs(self.model) if any(map(is_bottleneck, adapters.values())) else {}
+        self._own: dict[str, OwnWeights] = {}  # of adapters of method "full"
+        parameters = dict(self.model.named_parameters())  # by the base's own names, which PEFT changes
         for name, folder in adapters.items():
             if is_bottleneck(folder):
                 self.bottlenecks[name] = load_bottlenecks(folder, self.outputs, self.model.device)
+            elif is_full(folder):
+                self._own[name] = OwnWeights(parameters, folder)
             elif isinstance(self.model, PeftModel):
                 self.model.load_adapter(str(folder), name)
             else:
@@ -222,13 +228,14 @@ class TorchModel:
     def _active(self, adapter: str | None) -> Iterator[None]:
         from passes.training.bottleneck import attached
 
-        bottlenecks = self.bottlenecks.get(adapter or "", {})
-        without_peft = adapter is None or bool(bottlenecks)
+        bottlenecks, own = self.bottlenecks.get(adapter or "", {}), self._own.get(adapter or "")
+        without_peft = adapter is None or bool(bottlenecks) or own is not None
         if not without_peft:
             self.model.set_adapter(adapter)
         plain = without_peft and hasattr(self.model, "disable_adapter")
         alone = self.model.disable_adapter() if plain else nullcontext()
-        with alone, attached(bottlenecks, self.outputs), exact_float32():
+        trained = own.active() if own is not None else nullcontext()
+        with alone, trained, attached(bottlenecks, self.outputs), exact_float32():
             yield
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BITSANDBYTES = ("nf4", "fp4")
 DEPLOYED = "deployed"  # the integers of the package; see passes/training/deployed_base.py
 QUANTIZATIONS = (*BITSANDBYTES, DEPLOYED)  # None keeps the base as it is
+_WEIGHTS_SHARE = 0.7  # of a GPU's free memory, with CPU offload; the rest is for activations and optimizer
 # Model types of transformers that read a text in both directions: they classify by its first token, and write none.
 ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -88,6 +89,14 @@ def context_length(folder: Path) -> int | None:
     return length
 
 
+def number_of_blocks(folder: Path) -> int:
+    """How many blocks (layers of attention and MLP) a base has; config.json alone says it."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    return int(config.num_hidden_layers)
+
+
 def model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The auto class for a base, and what it is to be given: encoders come without heads and pooler."""
     from transformers import AutoModel, AutoModelForCausalLM
@@ -124,8 +133,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def _placement(cpu_offload: bool) -> dict[str, Any]:
+    """Where weights are put, as arguments of from_pretrained."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device_map": {"": "cpu"}}
+    if not cpu_offload:
+        return {"device_map": {"": "cuda"}}
+    free, _ = torch.cuda.mem_get_info()
+    memory = {0: int(free * _WEIGHTS_SHARE), "cpu": psutil.virtual_memory().available}
+    return {"device_map": "auto", "max_memory": memory}
+
+
 def load_base(
-    folder: Path, quantization: str | None = None, compute_dtype: str = "float32", double_quantization: bool = False
+    folder: Path,
+    quantization: str | None = None,
+    compute_dtype: str = "float32",
+    double_quantization: bool = False,
+    cpu_offload: bool = False,
 ) -> PreTrainedModel:
     """Loads a causal language model, or an encoder without its head, all weights frozen; on the GPU if there is one.
 
@@ -134,20 +161,22 @@ def load_base(
         quantization: None, or "nf4" / "fp4" of bitsandbytes (Dettmers et al. 2023, QLoRA).
         compute_dtype: "float32", "bfloat16" or "float16": the dtype of activations and of unquantized weights.
         double_quantization: quantize the block scales as well.
+        cpu_offload: with a GPU, weights that do not fit there stay in main memory and visit it for each forward pass
+            (accelerate's big model inference); those of a quantized base are not quantized there.
     """
     import torch
     from transformers import BitsAndBytesConfig
 
     auto_class, class_options = model_class(folder)
     dtype = getattr(torch, compute_dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **class_options}
+    options: dict[str, Any] = {"dtype": dtype, **_placement(cpu_offload), **class_options}
     if quantization is not None:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=double_quantization,
+            llm_int8_enable_fp32_cpu_offload=cpu_offload,  # its name is old: it holds for 4 bits too
         )
     model = auto_class.from_pretrained(folder, **options)
     model.requires_grad_(False)

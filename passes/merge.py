@@ -93,15 +93,34 @@ def merge_adapter(
             pooling=manifest["base"].get("pooling"),
             name=f"{manifest['name']}-{name}",
         )
-        file = Path(work) / f"{name}.onnx_adapter"
-        write_adapter(file, {HEAD: head} if head is not None else _nothing(built["slots"]))
-        built["adapters"][name] = install_adapter(new, built, name, file, given)
-        built["base"]["merged"] = {"adapter": name, "base_fingerprint": manifest["base"]["fingerprint"]}
-        write_manifest(new, built)
+        add_merged(new, built, name, head, given, manifest["base"]["fingerprint"])
         read_manifest(new)
         shutil.rmtree(merged)
         replace_folder(new, folder)
     return name
+
+
+def add_merged(
+    package: Path,
+    built: dict[str, Any],
+    name: str,
+    head: np.ndarray | None,
+    settings: Mapping[str, Any],
+    fingerprint: str,
+) -> None:
+    """Gives a package whose base has an adapter in it that adapter's name, settings and head; writes its manifest.
+
+    Args:
+        built: the manifest, which has no adapters.
+        head: float (1, hidden, classes), None where text is generated.
+        fingerprint: of the base before the adapter was merged.
+    """
+    with tempfile.TemporaryDirectory(dir=package.parent, prefix="merge-") as work:
+        file = Path(work) / f"{name}.onnx_adapter"
+        write_adapter(file, {HEAD: head} if head is not None else _nothing(built["slots"]))
+        built["adapters"][name] = install_adapter(package, built, name, file, settings)
+    built["base"]["merged"] = {"adapter": name, "base_fingerprint": fingerprint}
+    write_manifest(package, built)
 
 
 def _adapter(

@@ -15,7 +15,7 @@ from runtime.adapter_file import MAGNITUDE
 from runtime.adapter_names import FITS, OTHER_BASE, REPAIRED, UNUSABLE, finding, oriented, sort_parts
 from runtime.adapter_source import Source
 from runtime.bottleneck import NOT_LINEAR, PARTS, PEFT_TYPE
-from runtime.conversion import PACKS, refusal
+from runtime.conversion import OWN_WEIGHTS, PACKS, refusal
 from runtime.errors import PackageError
 from runtime.head_sizes import narrow_heads, narrow_scale, own_parts
 from runtime.lora_quantization import ZERO_POINT
@@ -131,6 +131,8 @@ def changes_from_peft(source: Source, hidden: int) -> tuple[dict[str, Change], n
     problems, findings = meaning_problems(source.config), parts.findings
     if parts.bottlenecks or source.config.get("peft_type") == PEFT_TYPE:
         problems.append(NOT_LINEAR)
+    if parts.own_weights:
+        problems.append(OWN_WEIGHTS.format(len(parts.own_weights), parts.own_weights[0]))
     changes = {}
     for module in parts.modules.values():
         key = next(iter(module.parts.values()))[0]

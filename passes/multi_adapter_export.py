@@ -136,39 +136,42 @@ def export(
     Raises ConfigError with every adapter, score and bound when one is broken, and leaves `folder` as it was. A package
     for a provider that this machine does not have is compared on the CPU and marked in `target.not_executed`.
     """
+    from passes.full_package import full_adapter, write_full_package
+    from passes.full_weights import write_full_base
     from passes.package import check_replaceable, write_package
 
     check_replaceable(folder)
+    full = full_adapter(adapters)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in [*folder.parent.glob("export-*"), *folder.parent.glob(f"{folder.name}-new-*")]:  # of a killed run
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="export-") as work:
         package, exact = Path(work) / "package", Path(work) / "exact"
+        tuned = Path(work) / f"{base.name}-{full}"
+        if full is not None:
+            write_full_base(base, tuned, adapters[full])
+
+        def build(target: Path, **options: Any) -> None:
+            if full is None:
+                write_package(target, base_path=base, adapter_folders=adapters, name=config.name, **options)
+            else:
+                write_full_package(target, base, tuned, full, adapters[full], name=config.name, **options)
+
         print(f"export {config.name}: building {config.precision} for {execution_provider}", file=sys.stderr)
-        write_package(
+        build(
             package,
-            base_path=base,
-            adapter_folders=adapters,
             precision=config.precision,
             execution_provider=execution_provider,
             quantization=config.quantization,
             threads=config.threads,
             adapter_precision=config.adapter_precision,
             workflow=workflow,
-            name=config.name,
         )
         if (config.precision, execution_provider) == ("fp32", "cpu"):
             exact = package
         else:
             print(f"export {config.name}: building the float32 graph to compare with PyTorch", file=sys.stderr)
-            write_package(
-                exact,
-                base_path=base,
-                adapter_folders=adapters,
-                precision="fp32",
-                execution_provider="cpu",
-                name=config.name,
-            )
+            build(exact, precision="fp32", execution_provider="cpu")
         print(f"export {config.name}: comparing {len(adapters)} adapters with PyTorch", file=sys.stderr)
         certify(base, adapters, package, exact, parity.OPTIONS | (config.parity or {}))
         replace_folder(package, folder)

@@ -184,6 +184,7 @@ def _check_base(
         problems += _check_targets(ours, linear_layers(folder))
         problems += _check_bottlenecks(ours, folder)
         problems += _check_poolings(ours, folder)
+        problems += _check_full(ours, folder)
         return folder, base_fingerprint(folder)
     except OlivalError as error:
         problems += [f"input_model.model_path: {p}" for p in _lines(error)]
@@ -266,6 +267,28 @@ def _check_bottlenecks(ours: list[tuple[str, Any]], base: Path) -> list[str]:
         f"base ({kind}) are not known; take lora"
         for name in names
     ]
+
+
+def _check_full(ours: list[tuple[str, Any]], base: Path) -> list[str]:
+    """What method "full" cannot do with this base, and with the other passes of the workflow."""
+    from passes.base_model import number_of_blocks
+    from passes.training.methods import changes_base
+
+    problems = []
+    for name, step in ours:
+        freeze = step.config.get("freeze")
+        wanted = freeze.get("last_n_blocks") if isinstance(freeze, dict) else None
+        if type(wanted) is int and wanted > (blocks := number_of_blocks(base)):
+            problems.append(f"passes.{name}.freeze: last_n_blocks is {wanted}, but the base has {blocks} blocks")
+    training = [name for name, step in ours if "export" not in step.type]
+    changing = [name for name, step in ours if changes_base(step.config)]
+    if changing and len(training) > 1 and len(training) < len(ours):
+        others = ", ".join(f"passes.{name}" for name in training if name != changing[0])
+        problems.append(
+            f"passes.{changing[0]}.method: 'full' changes the base, which the adapters of one package share, but there "
+            f"are also {others}; make two workflows, or take method 'lora' here"
+        )
+    return problems
 
 
 def _check_poolings(ours: list[tuple[str, Any]], base: Path) -> list[str]:

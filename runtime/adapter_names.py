@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.adapter_source import CONFIG, Source
 from runtime.lora_quantization import ZERO_POINT
+from runtime.peft_config import FULL
 
 FITS, REPAIRED, OTHER_BASE, NO_SLOT, UNUSABLE = "fits", "repaired", "other base", "no slot", "unusable"
 # PEFT:            base_model.model.model.layers.0.self_attn.q_proj.lora_A[.default].weight
@@ -58,11 +59,13 @@ class Parts:
     findings: list[Finding]
     repaired: dict[str, str]  # key -> what was odd about its name
     bottlenecks: dict[str, Module] = field(default_factory=dict)
+    own_weights: list[str] = field(default_factory=list)  # names of the base's own weights, of a full fine-tuning
 
 
 def sort_parts(source: Source) -> Parts:
     """Sorts tensors by what their names say: layers with their A, B and magnitude, bottlenecks, a head, the rest."""
     parts = Parts({}, None, [], {})
+    full = (source.config or {}).get("peft_type") == FULL
     for key, value in source.tensors.items():
 
         def told(verdict: str, note: str, key: str = key) -> None:
@@ -86,6 +89,8 @@ def sort_parts(source: Source) -> Parts:
             told(REPAIRED if zero else UNUSABLE, "left out: all zero" if zero else "a head's bias has no slot")
         elif head is not None and parts.head is None:
             parts.head = key, value
+        elif full:
+            parts.own_weights.append(key)
         elif lora is not None and not (lora[1] and source.kind == "safetensors"):
             name = lora[2] if not lora[2].startswith("layers.") else f"model.{lora[2]}"
             modules = parts.bottlenecks if lora.re is _BOTTLENECK else parts.modules

@@ -43,7 +43,13 @@ def describe_source(source: Source) -> dict[str, Any]:
     if parts.head is not None:
         values, _ = oriented(parts.head[1], source.kind == "PEFT folder", None, 0)
         head = {"tensor": parts.head[0], "classes": values.shape[-1] if values.ndim else 0}
-    kinds = {"DoRA": dora, "LoRA": parts.modules, "bottleneck": parts.bottlenecks, "head": head}
+    kinds = {
+        "full": parts.own_weights,
+        "DoRA": dora,
+        "LoRA": parts.modules,
+        "bottleneck": parts.bottlenecks,
+        "head": head,
+    }
     return {
         "path": str(source.path),
         "format": source.kind,

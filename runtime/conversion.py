@@ -35,6 +35,10 @@ from runtime.peft_config import meaning_problems, scale
 # what some bases or graphs keep in one projection, and others apart
 PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _MOST_LINES = 20
+OWN_WEIGHTS = (
+    "peft_type is 'FULL': holds {} weights of the base itself ({}, for one), which have no slot beside other adapters; "
+    "MultiAdapterExport makes a package of its own of them"
+)
 
 Pair = tuple[np.ndarray, np.ndarray]  # A (in, r) and B (r, out) with the scale folded in
 
@@ -108,7 +112,9 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
             f"model version {source.base_version:07x}: it says that it was made for another base, "
             f"not for {fingerprint[:7]}"
         )
-    if not parts.modules and not parts.bottlenecks and parts.head is None and not findings:
+    if parts.own_weights:
+        problems.append(OWN_WEIGHTS.format(len(parts.own_weights), parts.own_weights[0]))
+    elif not parts.modules and not parts.bottlenecks and parts.head is None and not findings:
         problems.append("holds neither LoRA weights nor a classification head")
     index = _index(slots)
     placed: dict[str, dict[str | None, Pair]] = {}

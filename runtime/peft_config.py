@@ -12,6 +12,7 @@ from typing import Any
 from runtime.bottleneck import PEFT_TYPE as BOTTLENECK
 from runtime.bottleneck import config_problems
 
+FULL = "FULL"  # peft_type of our own: weights of the base itself, or a head alone; PEFT has no such type
 _MAX_RANK = 1 << 16
 _MAX_PATTERN, _MAX_REGEXES, _MAX_CHOICES = 128, 16, 32  # characters of a key, keys that are regexes, | in a key
 # A pattern's key is a regex to PEFT, and a stranger's regex can run for ever. What people write is names, digits and
@@ -28,6 +29,8 @@ def value_problems(config: Mapping[str, Any]) -> list[str]:
     """What keeps a configuration from being read at all: missing keys, wrong types, absurd values."""
     if config.get("peft_type") == BOTTLENECK:
         return config_problems(config)
+    if config.get("peft_type") == FULL:
+        return []
     problems = []
     if missing := [key for key in ("peft_type", "r", "lora_alpha") if key not in config]:
         return [f"is no LoRA configuration, it lacks {', '.join(missing)}"]
@@ -59,6 +62,8 @@ def meaning_problems(config: Mapping[str, Any]) -> list[str]:
     """What a configuration asks for that A, B and DoRA's magnitude cannot express."""
     if config.get("peft_type") == BOTTLENECK:
         return []
+    if config.get("peft_type") == FULL:
+        return []  # what its tensors say counts
     problems = []
     if config.get("peft_type") != "LORA":
         kind = _short(config.get("peft_type"))

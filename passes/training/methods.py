@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from passes.training.settings import AdapterSettings
 
 LOW_RANK = ("lora", "qlora", "dora")
-METHODS = (*LOW_RANK, "bottleneck")
+METHODS = (*LOW_RANK, "bottleneck", "full")
 _FROZEN_4_BIT = ("qlora", "dora", "bottleneck")
 # which methods take an option; those that are not here belong to all
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bottleneck_size": ("bottleneck",),
     "virtual_tokens": ("prefix", "prompt"),
     "freeze": ("full",),
+    "cpu_offload": ("lora", "qlora"),  # DoRA starts from the norms of weights that are elsewhere
     "quantization": _FROZEN_4_BIT,
     "double_quantization": _FROZEN_4_BIT,
 }
@@ -44,12 +45,19 @@ class Adapted(Protocol):
         ...
 
 
-def adapt(model: Any, settings: AdapterSettings, base: Path) -> Adapted:
-    """Puts what the method trains into `model`, a frozen base of `passes.base_model.load_base` from folder `base`."""
+def adapt(model: Any, settings: AdapterSettings, base: Path, classifies: bool = False) -> Adapted:
+    """Puts what the method trains into `model`, a frozen base of `passes.base_model.load_base` from folder `base`.
+
+    `classifies` says that a classification head will read its final states.
+    """
     if settings.method == "bottleneck":
         from passes.training.bottleneck import BottleneckAdapted
 
         return BottleneckAdapted(model, settings)
+    if settings.method == "full":
+        from passes.training.full import FullAdapted
+
+        return FullAdapted(model, settings, classifies)
     from passes.training.peft_methods import PeftAdapted
 
     return PeftAdapted(model, settings, base)
@@ -75,3 +83,21 @@ def method_problems(config: Any, defaults: dict[str, Any]) -> list[str]:
         for option, takers in OPTIONS.items()
         if method not in takers and getattr(config, option) != defaults[option]
     ]
+
+
+def freeze_problems(freeze: Any, task: str) -> list[str]:
+    """What is wrong with the option `freeze` of method "full"; `task` is "classification" or "generation"."""
+    valid = 'one of "none", {"last_n_blocks": N}' + (', "all"' if task == "classification" else "")
+    if freeze == "all" and task == "generation":
+        return [f"freeze: 'all' leaves nothing to train for generation; it must be {valid}"]
+    if freeze in (None, "none", "all"):
+        return []
+    if isinstance(freeze, dict) and list(freeze) == ["last_n_blocks"] and type(freeze["last_n_blocks"]) is int:
+        blocks = freeze["last_n_blocks"]
+        return [] if blocks >= 1 else [f"freeze: last_n_blocks must be 1 or more, but got {blocks}"]
+    return [f"freeze: must be {valid}, but got {freeze!r}"]
+
+
+def changes_base(options: dict[str, Any]) -> bool:
+    """Whether a pass with these options trains weights of the base itself, which no other adapter can share."""
+    return options.get("method") == "full" and options.get("freeze") != "all"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 
 from passes.base_model import is_encoder
 from passes.training.settings import AdapterSettings
@@ -17,6 +18,9 @@ class PeftAdapted:
 
     def __init__(self, model: Any, settings: AdapterSettings, base: Path) -> None:
         self.model: Any = get_peft_model(model, _config(settings, base))
+        for layer in self.model.modules():
+            if isinstance(layer, LoraLayer) and any(p.is_meta for p in layer.lora_A.parameters()):
+                _place(layer, model.device)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(self.model).items()}
@@ -26,6 +30,13 @@ class PeftAdapted:
         config.base_model_name_or_path = str(base)
         config.inference_mode = True
         config.save_pretrained(folder)
+
+
+def _place(layer: LoraLayer, device: torch.device) -> None:
+    """Gives LoRA its initial values where its base layer is offloaded: PEFT leaves it without any, as that one is."""
+    for half in (layer.lora_A, layer.lora_B):
+        half.to_empty(device=device)
+    layer.reset_lora_parameters("default", True)
 
 
 def _config(settings: AdapterSettings, base: Path) -> PeftConfig:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.base_model import QUANTIZATIONS
+from passes.base_model import DEPLOYED, QUANTIZATIONS
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
-from passes.training.methods import METHODS, chosen_method, method_problems
+from passes.training.methods import METHODS, chosen_method, freeze_problems, method_problems
 from passes.training.schedule import CYCLICAL, CyclicalSchedule
 from runtime.errors import nearest
 
@@ -43,6 +43,7 @@ DEFAULT_ARGUMENTS = {
     "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # a loss that is no number must show, not count as 0
 }
+FULL_LEARNING_RATE = 2e-5  # where the base's own weights are trained (Devlin et al. 2018: 2e-5 to 5e-5)
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,16 @@ class AdapterSettings:
     quantization: str | None = None
     double_quantization: bool = False
     compute_dtype: str = "float32"
+    cpu_offload: bool = False
     seed: int = 0
     training_args: dict[str, Any] = field(default_factory=dict)
     early_stopping: dict[str, Any] | None = None
     deployed: dict[str, Any] | None = None  # of passes.training.deployed_base.deployed_options
+
+    @property
+    def base_dtype(self) -> str:
+        """Of the base's weights in training: what is trained itself stays float32 (see `training_arguments`)."""
+        return "float32" if self.method == "full" else self.compute_dtype
 
     @classmethod
     def from_config(cls, config: Any) -> AdapterSettings:
@@ -108,11 +115,12 @@ def adapter_options() -> dict[str, Any]:
         "bottleneck_size": option(int, "bottleneck_size", "Width of the bottleneck adapters."),
         "virtual_tokens": option(int, "virtual_tokens", "Number of virtual tokens of prefix and prompt tuning."),
         "freeze": option(
-            str | dict, "freeze", "What of the base stays as it is: 'all', 'none' or {'last_n_blocks': N} unfrozen."
+            str | dict, "freeze", "What of the base is not trained: 'none', 'all' or all but {'last_n_blocks': N}."
         ),
         "quantization": option(str, "quantization", f"Base while training: {', '.join(QUANTIZATIONS)} or null."),
         "double_quantization": option(bool, "double_quantization", "Quantize the quantization constants too."),
         "compute_dtype": option(str, "compute_dtype", f"One of {', '.join(COMPUTE_DTYPES)}."),
+        "cpu_offload": option(bool, "cpu_offload", "Keep what the GPU has no room for in main memory."),
         "seed": option(int, "seed", "Seed of initialization, shuffling and dropout."),
         "training_args": PassConfigParam(
             type_=dict, default_value=None, description="Arguments of transformers' TrainingArguments."
@@ -146,6 +154,7 @@ def training_arguments(settings: AdapterSettings, checkpoints: Path, evaluate: b
         "logging_strategy": "epoch",
         "use_cpu": not torch.cuda.is_available(),
         "seed": settings.seed,
+        **(_full_arguments(settings) if settings.method == "full" else {}),
         **settings.training_args,
         **(
             EarlyStopping(**settings.early_stopping).arguments(settings.training_args)
@@ -162,6 +171,12 @@ def training_arguments(settings: AdapterSettings, checkpoints: Path, evaluate: b
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(**values)
+
+
+def _full_arguments(settings: AdapterSettings) -> dict[str, Any]:
+    """Weights that are good already want small steps; bfloat16 is for computing, small steps vanish in its 8 bits."""
+    rate = {} if settings.freeze == "all" else {"learning_rate": FULL_LEARNING_RATE}
+    return {**rate, "bf16": settings.compute_dtype == "bfloat16"}
 
 
 def cyclical_schedule(settings: AdapterSettings) -> CyclicalSchedule | None:
@@ -191,6 +206,14 @@ def settings_problems(config: Any, task: str) -> list[str]:
         value = getattr(config, name)
         if value is not None and value not in choices:
             problems.append(f"{name}: '{value}' is unknown; {nearest(value, choices)}")
+    if config.cpu_offload and config.quantization == DEPLOYED:
+        problems.append(f"cpu_offload: goes with no quantization '{DEPLOYED}', whose integers are dequantized in place")
+    if chosen_method(config.method, config.quantization) == "full":
+        problems += freeze_problems(config.freeze, task)
+        if config.compute_dtype == "float16":
+            problems.append(
+                "compute_dtype: 'float16' is not for method 'full', small gradients vanish in it; take bfloat16"
+            )
     validated, given = config.validation_data_config is not None, config.training_args or {}
     problems += early_stopping_problems(config.early_stopping, task, validated, given)
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}

@@ -77,16 +77,20 @@ def train_adapter(
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     started = time.perf_counter()
+    if settings.cpu_offload and not torch.cuda.is_available():
+        print(f"train {settings.adapter_name}: cpu_offload: there is no GPU, so nothing is offloaded", file=sys.stderr)
     if settings.deployed is not None:
         base_model = load_deployed(
             base, quantized_base(base, settings.deployed, cache_folder()), settings.compute_dtype
         )
     else:
-        base_model = load_base(base, settings.quantization, settings.compute_dtype, settings.double_quantization)
+        base_model = load_base(
+            base, settings.quantization, settings.base_dtype, settings.double_quantization, settings.cpu_offload
+        )
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
-    adapted = adapt(base_model, settings, base)
+    adapted = adapt(base_model, settings, base, isinstance(train_data, ClassificationData))
     model: Any = adapted.model
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     rows = tokenized_rows(tokenizer, train_data, label_names)
@@ -95,7 +99,11 @@ def train_adapter(
         loss = make_loss(head.loss, [row["labels"] for row in rows], label_names, several)
         model = PooledClassifier(
             adapted.model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
-        ).to(base_model.device)
+        )
+        for part in (model.score, model.loss):
+            part.to(base_model.device)
+        if len(set((placed := getattr(base_model, "hf_device_map", {})).values())) > 1:
+            model.hf_device_map = placed  # tells the Trainer that the base stays where it is
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     if label_names is not None and (teacher := teacher_of(head.loss)) is not None:

@@ -51,6 +51,35 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"method": "bottleneck", "bottleneck_size": 0},
         ["bottleneck_size: must be 1 or more, but got 0"],
     ),
+    "full, of a generator, with a head alone": (
+        {"method": "full", "freeze": "all"},
+        ['freeze: \'all\' leaves nothing to train for generation; it must be one of "none", {"last_n_blocks": N}'],
+    ),
+    "full without blocks": (
+        {"method": "full", "freeze": {"last_n_blocks": 0}},
+        ["freeze: last_n_blocks must be 1 or more, but got 0"],
+    ),
+    "full with another freeze": (
+        {"method": "full", "freeze": {"first_n_blocks": 3}},
+        ['freeze: must be one of "none", {"last_n_blocks": N}, but got {\'first_n_blocks\': 3}'],
+    ),
+    "full with blocks that are no number": (
+        {"method": "full", "freeze": {"last_n_blocks": "3"}},
+        ["freeze: must be one of \"none\", {\"last_n_blocks\": N}, but got {'last_n_blocks': '3'}"],
+    ),
+    "full with what is of others": (
+        {"method": "full", "rank": 4, "cpu_offload": True, "compute_dtype": "float16", "quantization": "nf4"},
+        [
+            refused("rank", "full", "lora, qlora, dora"),
+            refused("cpu_offload", "full", "lora, qlora"),
+            refused("quantization", "full", "qlora, dora, bottleneck"),
+            "compute_dtype: 'float16' is not for method 'full', small gradients vanish in it; take bfloat16",
+        ],
+    ),
+    "offload of what is not loaded by transformers": (
+        {"method": "qlora", "quantization": "deployed", "cpu_offload": True},
+        ["cpu_offload: goes with no quantization 'deployed', whose integers are dequantized in place"],
+    ),
     "rank of qlora": ({"method": "qlora", "rank": 0}, ["rank: must be 1 or more, but got 0"]),
 }
 

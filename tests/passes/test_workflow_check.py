@@ -15,7 +15,7 @@ from tests.passes.conftest import data_config, write_mood_csv
 
 Workflow = dict[str, Any]
 OPTIONS = (
-    "Valid: adapter_name, alpha, baselines, bottleneck_size, compute_dtype, double_quantization, dropout, "
+    "Valid: adapter_name, alpha, baselines, bottleneck_size, compute_dtype, cpu_offload, double_quantization, dropout, "
     "early_stopping, freeze, head_dropout, loss, method, pooling, quantization, rank, rslora, seed, target_modules, "
     "train_data_config, training_args, validation_data_config, virtual_tokens"
 )
