@@ -40,8 +40,10 @@ def make_workflow(base: Path, quantization: str | None, seed: int, folder: Path,
     workflow["data_configs"] = [d for d in workflow["data_configs"] if d["name"].partition("_")[0] in TASKS]
     evaluator = workflow["evaluators"][workflow["evaluator"]]
     evaluator["metrics"] = [m for m in evaluator["metrics"] if m["name"] in TASKS]
-    for metric in evaluator["metrics"]:
-        metric["sub_types"] = [{key: s[key] for key in s if key != "goal"} for s in metric["sub_types"]]
+    for priority, metric in enumerate(evaluator["metrics"], 1):
+        metric["sub_types"] = [
+            {**{key: s[key] for key in s if key != "goal"}, "priority": priority} for s in metric["sub_types"]
+        ]
     return {**workflow, "cache_dir": str(cache), "output_dir": str(folder)}
 
 

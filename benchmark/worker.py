@@ -23,6 +23,7 @@ from runtime.manifest import read_manifest
 from runtime.model import MultiAdapterModel
 from runtime.peak_memory import peak_rss_bytes
 from runtime.session import PROVIDERS
+from runtime.virtual_tokens import count
 
 BASE = "base"  # how --adapters names the base alone
 _SIZES = {"batch_sizes": 1, "prompt_tokens": 1, "new_tokens": 2, "runs": LEAST_SAMPLES[50], "threads": 1}  # at least
@@ -174,7 +175,8 @@ def read_job(options: argparse.Namespace) -> Job:
     wanted = [name for text in options.adapters or [] for name in text.split(",")] or names
     problems += [f"--adapters: there is no '{name}'; {nearest(name, names)}" for name in wanted if name not in names]
     writes = any(name == BASE or entries.get(name, {}).get("task") == "generation" for name in wanted)
-    context = int(manifest["base"]["context_length"])
+    # virtual tokens stand before the prompts of some adapters
+    context = int(manifest["base"]["context_length"]) - max((count(entries.get(name)) for name in wanted), default=0)
     longest = max(numbers["prompt_tokens"], default=0) + (max(numbers["new_tokens"], default=0) if writes else 0)
     if longest > context:
         kinds = "--prompt-tokens and --new-tokens" if writes else "--prompt-tokens"

@@ -106,7 +106,7 @@ def torch_classify(model: TorchModel, adapter: str) -> Classify:
 
     _check_adapter(model.info, adapter, "classification")
     entry = model.info[adapter]
-    length = entry["max_length"] or model.model.config.max_position_embeddings
+    length = entry["max_length"] or model.text_length(adapter) or model.model.config.max_position_embeddings
 
     def classify(texts: list[str]) -> list[tuple[str, float]]:
         filled = [fill(entry["template"], text) for text in texts]

@@ -99,7 +99,7 @@ def harness_model(model: Any, adapter: str | None = None, batch_size: int = 16) 
     prefix = begin or end
     if prefix is None or end is None:
         raise OlivalError("the tokenizer has no end-of-text token, which tasks of lm-evaluation-harness need")
-    longest = model.context_length
+    longest = model.text_length(adapter)
     if not longest:
         raise OlivalError("the base states no context length, which tasks of lm-evaluation-harness need")
 

@@ -83,12 +83,13 @@ def _texts(
 
     text, found = plan.text_file.read_text(encoding="utf-8"), []
     for name, model in models.items():
-        window = plan.window or model.context_length
-        if window is None:
-            raise ConfigError(["--window: is needed, the base states no context length"])
         for adapter in dict.fromkeys([None, plan.adapter]):
             if name == "pytorch" and adapter is not None and adapter not in plan.peft:
                 continue
+            window, longest = plan.window or model.context_length, model.text_length(adapter)
+            if window is None:
+                raise ConfigError(["--window: is needed, the base states no context length"])
+            window = min(window, longest or window)
 
             def compute(model: Any = model, window: int = window, adapter: str | None = adapter) -> Any:
                 prefix = model.special_token("bos") or model.special_token("eos")

@@ -15,6 +15,7 @@ import numpy as np
 from data.tokenizing import length_sorted_batches
 from evaluators.token_scores import Scores, check_finite, log_probabilities, score_rows
 from runtime.model import MultiAdapterModel
+from runtime.virtual_tokens import count
 
 SIDE_BY_SIDE_BYTES = 512 * 2**20  # a larger base is not loaded twice; see `PackageModel._for_batches`
 
@@ -118,6 +119,10 @@ class PackageModel:
     def context_length(self) -> int | None:
         """Most tokens that the base takes; None where it has no such limit."""
         return self.runtime.context_length
+
+    def text_length(self, adapter: str | None) -> int | None:
+        """What virtual tokens of an adapter leave of `context_length`."""
+        return self.runtime.context_length - count(self.runtime.adapters.get(adapter or ""))
 
     def encode(self, text: str, special: bool | None = None) -> list[int]:
         """Ids of a text; `special` adds special tokens or not, None does what the tokenizer does."""

@@ -7,6 +7,7 @@ Those of method "full" are the base's own weights, which change places with the 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from evaluators.token_scores import Scores, check_finite, score_rows
 from runtime.decoding import TextStream
 from runtime.errors import OlivalError
 from runtime.generation import divide
+from runtime.virtual_tokens import kind_of
 
 
 class TorchModel:
@@ -59,8 +61,11 @@ class TorchModel:
         self.outputs = block_outputs(self.model) if any(map(is_bottleneck, adapters.values())) else {}
         self._own: dict[str, OwnWeights] = {}  # of adapters of method "full"
         parameters = dict(self.model.named_parameters())  # by the base's own names, which PEFT changes
+        with_virtual_tokens = {name: folder for name, folder in adapters.items() if virtual_tokens_of(folder)}
         for name, folder in adapters.items():
-            if is_bottleneck(folder):
+            if name in with_virtual_tokens:
+                pass  # below, around what the others have put into the base
+            elif is_bottleneck(folder):
                 self.bottlenecks[name] = load_bottlenecks(folder, self.outputs, self.model.device)
             elif is_full(folder):
                 self._own[name] = OwnWeights(parameters, folder)
@@ -71,6 +76,12 @@ class TorchModel:
             if self.info[name]["task"] == "classification":
                 self.heads[name] = load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"]
         self.model.eval()
+        base_model = self._base_model()
+        # PEFT takes one kind in a model, so each of these has a model of its own around the same base
+        self._virtual = {
+            name: PeftModel.from_pretrained(base_model, str(folder), adapter_name=name).eval()
+            for name, folder in with_virtual_tokens.items()
+        }
 
     @property
     def writes(self) -> bool:
@@ -91,7 +102,8 @@ class TorchModel:
 
         with torch.no_grad(), self._active(adapter):
             ids, mask = self._tensors(input_ids, attention_mask)
-            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().cpu().numpy()
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return logits[:, -ids.shape[1] :].float().cpu().numpy()  # without those of virtual tokens
 
     def class_logits(self, rows: list[list[int]], adapter: str, batch_size: int = 16) -> np.ndarray:
         """Class logits float32 (rows, classes) of token id lists.
@@ -144,7 +156,7 @@ class TorchModel:
         """
         import torch
 
-        longest = self.context_length or max(map(len, prompts), default=0) + max_new_tokens
+        longest = self.text_length(adapter) or max(map(len, prompts), default=0) + max_new_tokens
         problems = [
             f"row {i}: the prompt has {len(prompt)} tokens, but must have 1 to {longest - 1}"
             for i, prompt in enumerate(prompts)
@@ -153,7 +165,9 @@ class TorchModel:
         if problems:
             raise OlivalError("\n".join(problems))
         texts = [TextStream(self.tokenizer.backend_tokenizer, stop) for _ in prompts]
-        runs = divide([len(prompt) for prompt in prompts], batch_size, longest_mixed=longest - max_new_tokens)
+        # PEFT puts virtual tokens before the padding on the left, so that padding would move a text away from them
+        mixed = 0 if self._virtual_tokens(adapter) else longest - max_new_tokens
+        runs = divide([len(prompt) for prompt in prompts], batch_size, longest_mixed=mixed)
         with torch.inference_mode(), self._active(adapter):
             for run in runs:
                 width = max(len(prompts[i]) for i in run)
@@ -181,12 +195,13 @@ class TorchModel:
                     ended[row] = token in ends or texts[row].stopped
             return torch.tensor(ended, device=sequences.device)
 
-        # the adapters sit inside the base; what its own generation_config says of sampling or penalties is not greedy
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        # LoRA sits inside the base; what its own generation_config says of sampling or penalties is not greedy
+        model = self._base_model()
+        writer = self.model if self.model in self._virtual.values() else model
         own = model.generation_config
         model.generation_config = GenerationConfig()
         try:
-            model.generate(
+            writer.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
@@ -213,9 +228,10 @@ class TorchModel:
 
         with torch.no_grad(), self._active(adapter):
             ids = torch.tensor([prompt], device=self.model.device)
-            cache = None
+            cache, model = None, self.model
             for _ in range(new_tokens):
-                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model = self._base_model() if self._virtual_tokens(adapter) else model  # they are in the cache now
                 cache, ids = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
                 yield int(ids)
 
@@ -224,8 +240,32 @@ class TorchModel:
 
         return [torch.from_numpy(array).to(self.model.device) for array in arrays]
 
+    def text_length(self, adapter: str | None) -> int | None:
+        """What virtual tokens of an adapter leave of `context_length`; None where that has no limit."""
+        return None if self.context_length is None else self.context_length - self._virtual_tokens(adapter)
+
+    def _base_model(self) -> Any:
+        """The base itself, with what LoRA has put into it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def _virtual_tokens(self, adapter: str | None) -> int:
+        """How many stand before each text of an adapter."""
+        return int(self._virtual[adapter].active_peft_config.num_virtual_tokens) if adapter in self._virtual else 0
+
     @contextmanager
     def _active(self, adapter: str | None) -> Iterator[None]:
+        if adapter in self._virtual:
+            others = self.model
+            disabled = others.disable_adapter() if hasattr(others, "disable_adapter") else nullcontext()
+            self.model = self._virtual[adapter]
+            try:
+                with disabled, exact_float32(), warnings.catch_warnings():
+                    # PEFT's own generate is what hands them over; they count virtual tokens without them, too
+                    warnings.filterwarnings("ignore", "Position ids are not supported")
+                    yield
+            finally:
+                self.model = others
+            return
         from passes.training.bottleneck import attached
 
         bottlenecks, own = self.bottlenecks.get(adapter or "", {}), self._own.get(adapter or "")
@@ -237,6 +277,12 @@ class TorchModel:
         trained = own.active() if own is not None else nullcontext()
         with alone, trained, attached(bottlenecks, self.outputs), exact_float32():
             yield
+
+
+def virtual_tokens_of(folder: Path) -> int:
+    """How many virtual tokens a PEFT folder's adapter has; 0 for other kinds."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(config["num_virtual_tokens"]) if kind_of(config) else 0
 
 
 def _log_probabilities(logits: Any, tokens: np.ndarray) -> Scores:

@@ -17,8 +17,10 @@ from passes.graph.checks import engine_of
 from passes.registration import task_of
 from passes.training.early_stopping import metric_problems
 from passes.training.loss_choice import content_sha256, data_problems
+from passes.training.virtual_check import virtual_tokens
 from runtime.errors import ConfigError, OlivalError
 from runtime.prompts import check_template
+from runtime.virtual_tokens import room_problem
 
 logger = logging.getLogger(__name__)
 Data = ClassificationData | GenerationData
@@ -41,6 +43,7 @@ def check_data(
     exported = any(step.type.endswith("export") for _, step in ours)
     context = context_length(base) if base is not None else None
     training_data: dict[str, Data] = {}
+    virtual = {step.config.get("adapter_name"): virtual_tokens(step.config) for _, step in ours}
     for name, step in ours:
         digest = hashlib.sha256(base_fingerprint.encode())
         found: dict[str, Data] = {}
@@ -58,7 +61,9 @@ def check_data(
         digest.update(content_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
         loader.problems += [
-            p for option, data in found.items() for p in _length_problems(f"passes.{name}.{option}", data, context)
+            p
+            for option, data in found.items()
+            for p in _length_problems(f"passes.{name}.{option}", data, context, virtual_tokens(step.config))
         ]
         train, validation = found.get("train_data_config"), found.get("validation_data_config")
         if train is not None:
@@ -89,7 +94,7 @@ def check_data(
             where = f"evaluator.metrics.{metric.name}.data_config"
             data = loader.load(where, metric.data_config, tasks[adapter])
             loader.problems += _label_problems(where, training_data.get(adapter), data)
-            loader.problems += _length_problems(where, data, context)
+            loader.problems += _length_problems(where, data, context, virtual.get(adapter, 0))
             written = [str(sub.name) for sub in metric.sub_types if sub.name in (*OVERLAP, *STRUCTURED)]
             if written and isinstance(data, GenerationData) and not all(data.prompts):
                 loader.problems.append(f"{where}: has rows without a prompt, so no answer for {', '.join(written)}")
@@ -147,9 +152,11 @@ def _joined(data: GenerationData) -> list[str]:
     return [f"{prompt}\n{response}" for prompt, response in zip(data.prompts, data.responses, strict=True)]
 
 
-def _length_problems(where: str, data: Data | None, context: int | None) -> list[str]:
-    if data is None or context is None or data.max_length <= context:
+def _length_problems(where: str, data: Data | None, context: int | None, virtual: int) -> list[str]:
+    if data is None or context is None or data.max_length + virtual <= context:
         return []
+    if virtual:
+        return [f"{where}: {room_problem(virtual, data.max_length, context)}"] if virtual <= context // 2 else []
     return [f"{where}: max_length is {data.max_length}, but the base's context is {context}"]
 
 

@@ -20,6 +20,7 @@ from runtime.adapters import check_name, install_adapter
 from runtime.atomic_folder import replace_folder
 from runtime.errors import PackageError
 from runtime.manifest import adapter_entry, base_fingerprint, read_manifest, write_manifest
+from runtime.virtual_tokens import NO_WEIGHTS, count
 
 
 def merge_adapter(
@@ -135,6 +136,8 @@ def _adapter(
         dtype = next(iter(manifest["slots"].values()))["dtype"]
         return name, changes, None if head is None else head[None].astype(dtype), source.settings
     entry = adapter_entry(manifest, adapter)
+    if count(entry):
+        raise PackageError(f"adapter '{adapter}' has virtual tokens, {NO_WEIGHTS}")
     tensors = read_adapter(package / entry["file"])
     head = tensors.get(HEAD)
     own = {key: entry.get(key) for key in SETTINGS}

@@ -20,6 +20,7 @@ from runtime.errors import PackageError
 from runtime.head_sizes import narrow_heads, narrow_scale, own_parts
 from runtime.lora_quantization import ZERO_POINT
 from runtime.peft_config import meaning_problems, scale
+from runtime.virtual_tokens import NO_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def changes_from_peft(source: Source, hidden: int) -> tuple[dict[str, Change], n
         problems.append(NOT_LINEAR)
     if parts.own_weights:
         problems.append(OWN_WEIGHTS.format(len(parts.own_weights), parts.own_weights[0]))
+    if parts.virtual:
+        problems.append(f"peft_type is {source.config.get('peft_type')}: virtual tokens, {NO_WEIGHTS}")
     changes = {}
     for module in parts.modules.values():
         key = next(iter(module.parts.values()))[0]

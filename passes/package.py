@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ from passes.graph.checks import check_base, check_engine, check_precision, engin
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
+from passes.graph.virtual_tokens import IS_VIRTUAL, PREFIX_SLOTS, VIRTUAL_BASES, add_virtual_tokens, wanted_slots
 from runtime.adapter_source import read_settings, read_source
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
@@ -85,8 +86,16 @@ def write_package(
         else:
             build_base(base, new, precision, execution_provider, quantization, threads)
             modules, layout = [], head_layout(json.loads((base / "config.json").read_text(encoding="utf-8")))
-        extra = _extra_slots(adapter_folders)
-        slots = _operate(new / "model.onnx", adapter_precision, modules, described["pooling"], extra)
+        virtual_kinds = wanted_slots(adapter_folders.values())
+        if virtual_kinds and engine == "onnxruntime":
+            raise PackageError(f"a {described['architecture']} takes no virtual tokens; {VIRTUAL_BASES}")
+
+        def add_virtual(model: Any) -> Any:
+            return add_virtual_tokens(model, base, layout, PREFIX_SLOTS in virtual_kinds) if virtual_kinds else None
+
+        extra = [*_extra_slots(adapter_folders), *virtual_kinds]
+        pooled = described["pooling"]
+        slots, virtual = _operate(new / "model.onnx", adapter_precision, modules, pooled, extra, add_virtual)
         mark_slots(slots, layout)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -99,6 +108,7 @@ def write_package(
             "quantization": options or None,
             "slots": slots,
             **({"extra_slots": extra} if extra else {}),
+            **({"virtual_tokens": virtual} if virtual else {}),
             "files": {p.relative_to(new).as_posix(): file_entry(p) for p in sorted(new.rglob("*")) if p.is_file()},
             "versions": _versions(),
             "workflow": workflow,
@@ -120,7 +130,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _extra_slots(sources: Mapping[str, Path]) -> list[str]:
-    """Kinds of slots beside LoRA's that these adapters need; what cannot be read is refused when it is installed."""
+    """Kinds of slots beside LoRA's and virtual tokens' that adapters need; who installs them refuses the unreadable."""
     kinds = set()
     for source in sources.values():
         config = Path(source) / "adapter_config.json"
@@ -133,18 +143,27 @@ def _extra_slots(sources: Mapping[str, Path]) -> list[str]:
 
 
 def _operate(
-    graph: Path, adapter_precision: str, modules: Collection[str], pooling: str, extra: Collection[str]
-) -> dict[str, dict[str, Any]]:
-    """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read."""
+    graph: Path,
+    adapter_precision: str,
+    modules: Collection[str],
+    pooling: str,
+    extra: Collection[str],
+    add_virtual: Callable[[Any], Any],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Adds slots and head to a saved graph. Its weights stay in their own file, which is not read.
+
+    Returns the slot table, and what `add_virtual` gives for the graph: the layout of virtual tokens or None.
+    """
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
     slots = add_slots(model, adapter_precision, modules, dora=DORA in extra)
     if BOTTLENECK in extra:
         add_bottleneck_slots(model, slots)
-    add_class_head(model, pooling)
+    virtual = add_virtual(model)
+    add_class_head(model, pooling, IS_VIRTUAL if virtual else None)
     onnx.save(model, graph)
-    return slots
+    return slots, virtual
 
 
 def _pooling_of_adapters(sources: Mapping[str, Path]) -> str | None:

@@ -165,8 +165,9 @@ def _check_names(ours: list[tuple[str, Any]]) -> list[str]:
 def _check_base(
     run_config: Any, ours: list[tuple[str, Any]], problems: list[str], provider: str
 ) -> tuple[Path | None, str]:
-    from passes.base_model import is_encoder, linear_layers, local_folder
+    from passes.base_model import context_length, is_encoder, linear_layers, local_folder
     from passes.graph.builder import check_base
+    from passes.training.virtual_check import virtual_problems
     from runtime.manifest import base_fingerprint
 
     model = run_config.input_model
@@ -185,6 +186,7 @@ def _check_base(
         problems += _check_bottlenecks(ours, folder)
         problems += _check_poolings(ours, folder)
         problems += _check_full(ours, folder)
+        problems += virtual_problems(ours, folder, context_length(folder))
         return folder, base_fingerprint(folder)
     except OlivalError as error:
         problems += [f"input_model.model_path: {p}" for p in _lines(error)]

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.bottleneck import PARTS, misfit, takes_bottleneck
 from runtime.errors import nearest
 from runtime.onnx_adapter import read_onnx_adapter
+from runtime.virtual_tokens import input_sizes
 
 HEAD = "class_head.weight"
 MAGNITUDE = ".lora_magnitude.weight"  # how far a DoRA slot scales each output
@@ -57,7 +58,10 @@ def stored_base_version(path: Path) -> int:
 
 
 def check_fits(
-    tensors: Mapping[str, np.ndarray], slots: Mapping[str, Mapping[str, Any]], hidden: int | None = None
+    tensors: Mapping[str, np.ndarray],
+    slots: Mapping[str, Mapping[str, Any]],
+    hidden: int | None = None,
+    virtual: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Says what keeps tensors from being fed to a graph with these slots; an empty list means that they fit.
 
@@ -66,7 +70,9 @@ def check_fits(
             (1, hidden, classes), and those of `runtime.bottleneck.in_slot_form`.
         slots: table of `passes.graph.slots.add_slots`.
         hidden: hidden size of the base; None leaves the head's shape unchecked.
+        virtual: "virtual_tokens" of the manifest; None where the graph takes none.
     """
+    sizes = input_sizes(virtual, hidden)
     problems = []
     dtype = next(iter(slots.values()))["dtype"] if slots else "float32"
     if not tensors:
@@ -79,6 +85,11 @@ def check_fits(
         if name == HEAD:
             if value.ndim != 3 or value.shape[0] != 1 or value.shape[1] != (hidden or value.shape[1]):
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes [1, {hidden}, classes]")
+            continue
+        if name in sizes:
+            if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] != (sizes[name] or value.shape[2]):
+                wanted_shape = f"[1, virtual tokens, {sizes[name]}]"
+                problems.append(f"{name} has shape {list(value.shape)}, but the graph takes {wanted_shape}")
             continue
         scaled = name.removesuffix(MAGNITUDE)
         if scaled != name and slots.get(scaled, {}).get("dora"):

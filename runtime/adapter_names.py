@@ -20,6 +20,10 @@ _LORA = re.compile(
     r"(?:\.(\w+?))??(?:\.weight)?"
 )
 _BOTTLENECK = re.compile(r"((?:base_model\.model\.)?)([\w.]+?)\.(bottleneck_(?:down|up)\.(?:weight|bias))")
+# of PEFT, and in the form of a graph's inputs, see runtime/virtual_tokens.py
+_VIRTUAL = re.compile(
+    r"prompt_embeddings|virtual\.(?:embedding|prefix)\.weight|model\.layers\.\d+\.attn\.\w+_proj\.prefix\.weight"
+)
 _HEADS = re.compile(
     r"(?:base_model\.model\.)?(?:score|classifier|class_head)"
     r"(?:\.(original_module|modules_to_save)(?:\.\w+)?)??\.(weight|bias)"
@@ -60,6 +64,7 @@ class Parts:
     repaired: dict[str, str]  # key -> what was odd about its name
     bottlenecks: dict[str, Module] = field(default_factory=dict)
     own_weights: list[str] = field(default_factory=list)  # names of the base's own weights, of a full fine-tuning
+    virtual: dict[str, np.ndarray] = field(default_factory=dict)  # of virtual tokens, by their keys
 
 
 def sort_parts(source: Source) -> Parts:
@@ -82,6 +87,8 @@ def sort_parts(source: Source) -> Parts:
             told(UNUSABLE, "int4 adapter weights have no slot, convert without --quantize_int4")
         elif not np.isfinite(value).all():
             told(UNUSABLE, "holds values that are not finite (NaN or infinity)")
+        elif _VIRTUAL.fullmatch(key):
+            parts.virtual[key] = value
         elif head is not None and head[1] == "original_module":
             told(REPAIRED, "left out: the head as it was before training")
         elif head is not None and head[2] == "bias":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.adapter_names import FITS, REPAIRED, oriented, sort_parts
+from runtime.adapter_names import FITS, REPAIRED, Parts, oriented, sort_parts
 from runtime.adapter_source import Source
 from runtime.bottleneck import PARTS as BOTTLENECK_PARTS
 from runtime.conversion import Fit
@@ -53,7 +53,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     return {
         "path": str(source.path),
         "format": source.kind,
-        "kind": next((name for name, there in kinds.items() if there), "unknown"),
+        "kind": _virtual_kind(parts) or next((name for name, there in kinds.items() if there), "unknown"),
         "ranks": sorted(ranks),
         "bottleneck_sizes": sorted(sizes),
         "targets": sorted(targets),
@@ -74,12 +74,30 @@ def describe_source(source: Source) -> dict[str, Any]:
     }
 
 
+def _virtual_kind(parts: Parts) -> str:
+    """Says how many virtual tokens an adapter has; empty where it has none."""
+    if not parts.virtual:
+        return ""
+    value = next(iter(parts.virtual.values()))  # (virtual, numbers of each) of PEFT, else with a 1 before that
+    return f"{value.shape[-2] if value.ndim > 1 else 0} virtual tokens"
+
+
 def describe_package(folder: Path) -> dict[str, Any]:
     """Facts of a package and its adapters, from its manifest, after every file was compared with it."""
     manifest = read_manifest(folder)
-    keys = ("task", "rank", "bottleneck_size", "target_modules", "labels", "template", "max_length", "file", "bytes")
+    keys = (
+        "task",
+        "rank",
+        "bottleneck_size",
+        "target_modules",
+        "labels",
+        "template",
+        "max_length",
+        "file",
+        "bytes",
+    )
     adapters = {
-        name: {key: entry.get(key) for key in (*keys, *(["dora"] if entry.get("dora") else []))}
+        name: {key: entry.get(key) for key in (*keys, *(k for k in ("dora", "virtual_tokens") if entry.get(k)))}
         for name, entry in manifest["adapters"].items()
     }
     base, target = manifest["base"], manifest["target"]
@@ -123,7 +141,9 @@ def adapters_text(adapters: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def width_text(facts: Mapping[str, Any]) -> str:
-    """How wide an adapter is, of its entry or what conversion says of it: "rank 8 DoRA" or "bottleneck 64"."""
+    """How wide an adapter is, of its entry or what conversion says of it: "rank 8 DoRA", "5 virtual tokens"."""
+    if virtual := facts.get("virtual_tokens"):
+        return f"{virtual} virtual tokens"
     rank = f"rank {facts['rank']}{' DoRA' if facts.get('dora') else ''}"
     if size := facts.get("bottleneck_size"):
         return f"{rank} and bottleneck {size}" if facts["rank"] else f"bottleneck {size}"

@@ -26,6 +26,7 @@ from runtime.atomic_file import replacing
 from runtime.conversion import fit, slot_tensors
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import MANIFEST, Known, adapter_entry, file_entry, read_manifest, write_manifest
+from runtime.virtual_tokens import check_room
 
 
 def install_adapter(
@@ -49,12 +50,16 @@ def install_adapter(
     check_name(name)
     base = manifest["base"]
     fingerprint = base["fingerprint"]
-    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], fingerprint)
+    virtual = manifest.get("virtual_tokens")
+    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], fingerprint, virtual)
     own = source.settings if isinstance(source, Source) else read_settings(source) if source.is_dir() else {}
     given = {**own, **settings}
     entry = checked_settings(name, given, info["classes"], base)
     if entry["task"] == "generation":
         tensors.pop(HEAD, None)
+    if virtual_tokens := info.get("virtual_tokens"):
+        entry["virtual_tokens"] = virtual_tokens
+        check_room(name, entry, base.get("context_length"))
     file = f"adapters/{name}.onnx_adapter"
     if name in manifest["adapters"]:  # the older file stays until the manifest no longer names it
         file = f"adapters/{name}-{secrets.token_hex(4)}.onnx_adapter"
@@ -130,7 +135,8 @@ def convert_adapter(source: Path, target: Path, package: Path, replace: bool = F
         raise PackageError(f"{target}: the file that is written must end in .onnx_adapter")
     if target.exists() and not replace:
         raise PackageError(f"{target}: is there already; --replace overwrites it")
-    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], base["fingerprint"])
+    virtual = manifest.get("virtual_tokens")
+    tensors, info = slot_tensors(source, manifest["slots"], base["hidden_size"], base["fingerprint"], virtual)
     _write_in_one_step(target, tensors, base["fingerprint"])
     return info
 
@@ -206,7 +212,8 @@ def _run(options: argparse.Namespace) -> int:
     elif options.command == "check":
         manifest, source = read_manifest(options.package, verify=False), read_source(options.path)
         base = manifest["base"]
-        result = fit(source, manifest["slots"], base["hidden_size"], base["fingerprint"])
+        virtual = manifest.get("virtual_tokens")
+        result = fit(source, manifest["slots"], base["hidden_size"], base["fingerprint"], virtual)
         print(check_text(source, result, manifest, options.json))
         return 0 if result.fits else 1
     elif options.command == "convert":

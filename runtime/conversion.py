@@ -31,6 +31,7 @@ from runtime.errors import PackageError, nearest
 from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_heads
 from runtime.lora_quantization import quantize_a
 from runtime.peft_config import meaning_problems, scale
+from runtime.virtual_conversion import fit_virtual
 
 # what some bases or graphs keep in one projection, and others apart
 PACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -59,7 +60,11 @@ class Fit:
 
 
 def slot_tensors(
-    path: Path | Source, slots: Slots, hidden: int | None, fingerprint: str = ""
+    path: Path | Source,
+    slots: Slots,
+    hidden: int | None,
+    fingerprint: str = "",
+    virtual: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Slot tensors of an adapter of any kind.
 
@@ -68,16 +73,18 @@ def slot_tensors(
         slots: table of `passes.graph.slots.add_slots`; its dtype is the tensors' dtype.
         hidden: hidden size of the base.
         fingerprint: of the base, which an .onnx_adapter may contradict.
+        virtual: "virtual_tokens" of the manifest; None where the graph takes none.
 
     Returns:
         (tensors by input name, {"rank": largest rank, "target_modules": sorted names, "classes": number or None}); a
-        bottleneck adapter has rank 0 and a largest "bottleneck_size".
+        bottleneck adapter has rank 0 and a largest "bottleneck_size", one with virtual tokens
+        their number "virtual_tokens".
 
     Raises:
         PackageError: everything that slots cannot hold, each naming file and key.
     """
     source = path if isinstance(path, Source) else read_source(path)
-    result = fit(source, slots, hidden, fingerprint)
+    result = fit(source, slots, hidden, fingerprint, virtual)
     if not result.fits:
         raise PackageError(refusal(source, result.problems, result.findings))
     return result.tensors, result.info
@@ -95,7 +102,13 @@ def refusal(source: Source, problems: Sequence[str], findings: Iterable[Finding]
     return "this adapter does not fit the base:\n" + "\n".join(f"  - {line}" for line in lines)
 
 
-def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "") -> Fit:
+def fit(
+    source: Source,
+    slots: Slots,
+    hidden: int | None,
+    fingerprint: str = "",
+    virtual: Mapping[str, Any] | None = None,
+) -> Fit:
     """Puts a source's tensors into slots; what does not fit is told, never dropped.
 
     The LoRA of q, k and v is packed into one slot where the graph packs them: A side by side, B block-diagonal; a
@@ -114,7 +127,7 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
         )
     if parts.own_weights:
         problems.append(OWN_WEIGHTS.format(len(parts.own_weights), parts.own_weights[0]))
-    elif not parts.modules and not parts.bottlenecks and parts.head is None and not findings:
+    elif not (parts.modules or parts.bottlenecks or parts.virtual or parts.head is not None or findings):
         problems.append("holds neither LoRA weights nor a classification head")
     index = _index(slots)
     placed: dict[str, dict[str | None, Pair]] = {}
@@ -130,6 +143,8 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
         head, told = _head(source, *parts.head, hidden)
         findings.append(told)
     dtype = str(next(iter(slots.values()))["dtype"])
+    read, told_virtual = fit_virtual(source, parts.virtual, virtual, hidden)
+    findings += told_virtual
     tensors: dict[str, np.ndarray] = {}
     with np.errstate(over="ignore"):  # what overflows in float16 is named below
         for slot in (s for s in slots if s in placed):
@@ -143,6 +158,7 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
                 tensors[slot + MAGNITUDE] = np.ascontiguousarray(scales[slot], dtype)[None, None]
         for slot, values in bottlenecks.items():
             tensors |= {f"{slot}.{part}": np.ascontiguousarray(value, dtype) for part, value in values.items()}
+        tensors |= {name: np.ascontiguousarray(value, dtype) for name, value in read.items()}
         if head is not None:
             tensors[HEAD] = np.ascontiguousarray(head, dtype)[None]
     if overflow := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
@@ -153,6 +169,7 @@ def fit(source: Source, slots: Slots, hidden: int | None, fingerprint: str = "")
         "rank": max(ranks.values(), default=0),
         "target_modules": sorted(targets),
         "classes": None if head is None else head.shape[1],
+        **({"virtual_tokens": max(value.shape[1] for value in read.values())} if read else {}),
     }
     if bottlenecks:
         info["bottleneck_size"] = max(values[PARTS[0]].shape[2] for values in bottlenecks.values())

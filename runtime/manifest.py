@@ -161,6 +161,7 @@ def _file_problem(folder: Path, name: str, entry: Mapping[str, Any], known: Know
 def _adapter_problems(folder: Path, manifest: Mapping[str, Any], known: Known) -> list[str]:
     problems = []
     fingerprint, hidden = manifest["base"]["fingerprint"], manifest["base"]["hidden_size"]
+    virtual = manifest.get("virtual_tokens")
     for name, entry in manifest["adapters"].items():
         file = entry["file"]
         if entry["base_fingerprint"] != fingerprint:
@@ -177,7 +178,7 @@ def _adapter_problems(folder: Path, manifest: Mapping[str, Any], known: Known) -
             problems.append(problem)
             continue
         tensors = read_adapter(folder / file)
-        problems += [f"{file}: {p}" for p in check_fits(tensors, manifest["slots"], hidden)]
+        problems += [f"{file}: {p}" for p in check_fits(tensors, manifest["slots"], hidden, virtual)]
         if stored_base_version(folder / file) not in (0, 1, base_version(fingerprint)):
             problems.append(f"{file}: says itself that it was made for another base")
     return problems

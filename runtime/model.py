@@ -26,6 +26,7 @@ from runtime.prompts import Prompt, Text, check_messages, encode_windows, fill
 from runtime.session import GraphSession, check_wheels
 from runtime.stacking import AdapterFile
 from runtime.users import AdapterUsers
+from runtime.virtual_tokens import virtual_ids
 
 __all__ = ["Classification", "MultiAdapterModel"]
 Result = TypeVar("Result")
@@ -169,7 +170,9 @@ class MultiAdapterModel:
         """
         chosen = read_options({"max_new_tokens": max_new_tokens, **options})
         self._check_writes()
-        return self._stream(self._encode_checked(prompt, adapter), adapter, chosen)
+        ids = self._encode_checked(prompt, adapter)
+        self._check_options([adapter], chosen)
+        return self._stream(ids, adapter, chosen)
 
     def generate_batch(
         self,
@@ -216,7 +219,8 @@ class MultiAdapterModel:
             self._check_writes()
             _for_each(rows, self._check_row)
             texts = [TextStream(self.tokenizer, chosen.stop) for _ in rows]
-            runs = self._engine().runs([len(ids) for ids, _ in rows], chosen, batch_size) if rows else []
+            self._check_options(adapters, chosen)
+            runs = self._engine().runs(self._lengths(rows), chosen, batch_size) if rows else []
             for run in runs:
                 run = sorted(run, key=lambda i: adapters[i] or "")  # equal mixtures of adapters then share one stack
                 going = set(run)
@@ -278,14 +282,23 @@ class MultiAdapterModel:
     ) -> np.ndarray:
         """Next-token logits, float32 (batch, seq, vocab), of ids and mask int64 (batch, seq), padded on the right.
 
-        With `positions`, int64 (count,), only those of each row are computed: (batch, count, vocab).
+        With `positions`, int64 (count,), only those of each row are computed: (batch, count, vocab). An adapter's
+        virtual tokens go before each row, and are in neither positions nor logits.
         """
         self._check_writes()
         ids = np.ascontiguousarray(input_ids, np.int64)
         mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         with self._users.using([adapter]):
             tensors = self._graph().adapters([self._file(adapter)])
-            return self._graph().logits(ids, mask, {k: v for k, v in tensors.items() if k != HEAD}, positions)
+            tensors = {k: v for k, v in tensors.items() if k != HEAD}
+            if not (virtual := np.array(self._virtual(adapter), np.int64)).size:
+                return self._graph().logits(ids, mask, tensors, positions)
+            shown = np.arange(ids.shape[1], dtype=np.int64) if positions is None else positions
+            ids, mask = (
+                np.concatenate([np.broadcast_to(lead, (len(ids), len(virtual))), own], axis=1)
+                for lead, own in ((virtual, ids), (np.ones_like(virtual), mask))
+            )
+            return self._graph().logits(ids, mask, tensors, np.where(shown < 0, shown, shown + len(virtual)))
 
     def encode_prompt(self, prompt: Prompt, adapter: str | None = None) -> list[int]:
         """Token ids that `generate` continues: template or chat template applied, special tokens in place."""
@@ -325,7 +338,8 @@ class MultiAdapterModel:
         self._check_writes()
         for ids, adapter in rows:
             self._check_row(ids, adapter)
-        if len(rows) != 1 and len(self._engine().runs([len(ids) for ids, _ in rows], chosen, len(rows))) != 1:
+        self._check_options([adapter for _, adapter in rows], chosen)
+        if len(rows) != 1 and len(self._engine().runs(self._lengths(rows), chosen, len(rows))) != 1:
             raise PackageError(f"these {len(rows)} rows cannot be computed together; `generate_batch` divides them")
         return self._steps(rows, chosen)
 
@@ -345,13 +359,13 @@ class MultiAdapterModel:
     ) -> Generator[list[int], None, None]:
         """One run of the generator, whose adapters are in use from the first step until it is closed or at its end."""
         with self._users.using(adapter for _, adapter in rows):
-            files = [(ids, self._file(adapter, "generation")) for ids, adapter in rows]
+            files = [([*self._virtual(adapter), *ids], self._file(adapter, "generation")) for ids, adapter in rows]
             with closing(self._engine().steps(files, options)) as steps:
                 yield from steps
 
     def _encode_checked(self, prompt: Prompt, adapter: str | None) -> list[int]:
         ids = self.encode_prompt(prompt, adapter)
-        self._check_length(ids)
+        self._check_length(ids, adapter)
         return ids
 
     def _check_writes(self) -> None:
@@ -362,20 +376,41 @@ class MultiAdapterModel:
     def _check_row(self, ids: Sequence[int], adapter: str | None) -> None:
         if adapter is not None:
             self._entry(adapter, "generation")
-        self._check_length(ids)
+        self._check_length(ids, adapter)
 
-    def _check_length(self, ids: Sequence[int]) -> None:
-        if not 0 < len(ids) < self._context_length:
-            raise PackageError(f"the prompt has {len(ids)} tokens, but must have 1 to {self._context_length - 1}")
+    def _check_length(self, ids: Sequence[int], adapter: str | None) -> None:
+        longest = self._context_length - len(self._virtual(adapter)) - 1
+        if not 0 < len(ids) <= longest:
+            raise PackageError(f"the prompt has {len(ids)} tokens, but must have 1 to {longest}")
+
+    def _check_options(self, adapters: Sequence[str | None], options: GenerationOptions) -> None:
+        """Raises PackageError for what virtual tokens do not go with: onnxruntime-genai's repetition penalty looks up
+        the logit of each id, and theirs have none."""
+        found = sorted({adapter for adapter in adapters if adapter is not None and self._virtual(adapter)})
+        if found and options.repetition_penalty != 1 and isinstance(self._engine(), TextGenerator):
+            raise PackageError(
+                f"repetition_penalty is {options.repetition_penalty:g}, but onnxruntime-genai has none for texts with "
+                f"virtual tokens, which stand before those of {', '.join(found)}; leave it at 1"
+            )
+
+    def _virtual(self, adapter: str | None) -> list[int]:
+        """Ids of the virtual tokens that stand before an adapter's texts; none for most adapters."""
+        entry = self.manifest["adapters"].get(adapter) if adapter is not None else None
+        return virtual_ids(entry, self.manifest["base"])
+
+    def _lengths(self, rows: Sequence[tuple[Sequence[int], str | None]]) -> list[int]:
+        """Tokens of prompts, virtual ones included."""
+        return [len(self._virtual(adapter)) + len(ids) for ids, adapter in rows]
 
     def _document(self, text: Text | Sequence[int], adapter: str) -> Document:
         entry = self._entry(adapter, "classification")
         if isinstance(text, str | Mapping):
-            limit = entry["max_length"] or self._context_length
+            limit = entry["max_length"] or self._context_length - len(self._virtual(adapter))
             filled = fill(entry["template"], text)
             windows = encode_windows(self.tokenizer, filled, limit, entry["window_stride"])
         else:
             windows = [list(map(int, text))]
+        windows = [[*self._virtual(adapter), *window] for window in windows]
         return Document(windows, AdapterFile(self.folder / entry["file"], entry["sha256"]), entry["labels"])
 
     def _class_logits(self, documents: Sequence[Document], batch_size: int) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.bottleneck import PEFT_TYPE as BOTTLENECK
 from runtime.bottleneck import config_problems
+from runtime.virtual_tokens import KINDS, kind_of
 
 FULL = "FULL"  # peft_type of our own: weights of the base itself, or a head alone; PEFT has no such type
 _MAX_RANK = 1 << 16
@@ -32,6 +33,8 @@ def value_problems(config: Mapping[str, Any]) -> list[str]:
     if config.get("peft_type") == FULL:
         return []
     problems = []
+    if kind_of(config):
+        return _virtual_problems(config)
     if missing := [key for key in ("peft_type", "r", "lora_alpha") if key not in config]:
         return [f"is no LoRA configuration, it lacks {', '.join(missing)}"]
     if not _is_rank(config["r"]):
@@ -60,14 +63,16 @@ def value_problems(config: Mapping[str, Any]) -> list[str]:
 
 def meaning_problems(config: Mapping[str, Any]) -> list[str]:
     """What a configuration asks for that A, B and DoRA's magnitude cannot express."""
-    if config.get("peft_type") == BOTTLENECK:
+    if config.get("peft_type") == BOTTLENECK or kind_of(config):
         return []
     if config.get("peft_type") == FULL:
         return []  # what its tensors say counts
     problems = []
     if config.get("peft_type") != "LORA":
         kind = _short(config.get("peft_type"))
-        problems.append(f"peft_type is {kind}; only LORA and BOTTLENECK have slots, merge others with PEFT")
+        problems.append(
+            f"peft_type is {kind}; only LORA, BOTTLENECK, {' and '.join(KINDS)} have slots, merge others with PEFT"
+        )
     if config.get("bias", "none") != "none":
         problems.append(f"bias is {_short(config['bias'])}; slots have no bias, train with 'none'")
     for key in ("lora_bias", "layer_replication", "alora_invocation_tokens", "use_qalora"):
@@ -79,6 +84,17 @@ def meaning_problems(config: Mapping[str, Any]) -> list[str]:
             f"init_lora_weights is '{start}', which changes the base's weights; "
             "save the adapter with path_initial_model_for_weight_conversion"
         )
+    return problems
+
+
+def _virtual_problems(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a configuration of prompt or prefix tuning."""
+    problems, virtual = [], config.get("num_virtual_tokens")
+    if not isinstance(virtual, int) or isinstance(virtual, bool) or not 1 <= virtual <= _MAX_RANK:
+        problems.append(f"num_virtual_tokens is {_short(virtual)}, but must be a whole number from 1 to {_MAX_RANK}")
+    if config.get("num_transformer_submodules") not in (None, 1):
+        found = _short(config["num_transformer_submodules"])
+        problems.append(f"num_transformer_submodules is {found}, but a base that reads from left to right has 1")
     return problems
 
 

@@ -87,6 +87,7 @@ def choose(logits: np.ndarray, text: np.ndarray, draw: np.random.Generator, opti
         text: ids so far, int64 (length,).
     """
     if options.repetition_penalty != 1:
+        text = text[text < len(logits)]  # virtual tokens have no logit
         seen = logits[text]
         logits[text] = np.where(seen > 0, seen / options.repetition_penalty, seen * options.repetition_penalty)
     if options.temperature == 0:

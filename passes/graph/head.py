@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 _INT64 = 7  # onnx.TensorProto's number
 
 
-def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
+def add_class_head(model: onnx.ModelProto, pooling: str = "last", left_out: str | None = None) -> None:
     """Adds output ``class_logits`` (batch, classes), in place: pooled final states @ ``class_head.weight``.
 
     `pooling` says how: "last", a row's last real token; "first", the first column, which encoders such as BERT are
     trained to classify with (rows are padded on the right); "mean" or "max" of each feature over a row's real tokens,
-    of those that this run computes, 0 where there is none. `passes.training.pooling` is the same in PyTorch. The final
+    of those that this run computes, 0 where there is none, without those where the bool (batch, sequence) `left_out` is
+    true: virtual tokens. `passes.training.pooling` is the same in PyTorch. The final
     state is the graph's output ``hidden``, which is taken away, or what the builder feeds to its language-model head.
 
     Two optional inputs:
@@ -86,6 +87,8 @@ def add_class_head(model: onnx.ModelProto, pooling: str = "last") -> None:
         start = node("Unsqueeze", [cached, "/class_head/zero_vector"], "Start")
         stop = node("Unsqueeze", [total, "/class_head/zero_vector"], "Stop")
         mask = node("Slice", ["attention_mask", start, stop, one_vector], "Mask")  # of this run's tokens
+        if left_out is not None:
+            mask = node("Where", [left_out, zero, mask], "OwnMask")
         pooled = _over_real_tokens(model, hidden, mask, pooling, dtype, node)
     product = node("MatMul", [pooled, "class_head.weight"], "MatMul")
     nodes.append(helper.make_node("Squeeze", [product, one_vector], ["class_logits"], "/class_head/Squeeze"))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from passes.training.settings import AdapterSettings
 
 LOW_RANK = ("lora", "qlora", "dora")
-METHODS = (*LOW_RANK, "bottleneck", "full")
+VIRTUAL = ("prefix", "prompt")
+METHODS = (*LOW_RANK, "bottleneck", *VIRTUAL, "full")
 _FROZEN_4_BIT = ("qlora", "dora", "bottleneck")
 # which methods take an option; those that are not here belong to all
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "target_modules": LOW_RANK,
     "rslora": LOW_RANK,
     "bottleneck_size": ("bottleneck",),
-    "virtual_tokens": ("prefix", "prompt"),
+    "virtual_tokens": VIRTUAL,
     "freeze": ("full",),
     "cpu_offload": ("lora", "qlora"),  # DoRA starts from the norms of weights that are elsewhere
     "quantization": _FROZEN_4_BIT,

@@ -31,6 +31,9 @@ def pooled_features(
         pooling: see `pool`; None is what the model's kind is known for, see `passes.base_model.pooling_of`.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(model, "active_peft_config") and model.active_peft_config.is_prompt_learning:
+        hidden = _behind_virtual_tokens(model, input_ids, attention_mask)
+        return pool(hidden, attention_mask.to(hidden.device), pooling or pooling_of(plain.config.model_type))
     kind = plain.config.model_type
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if pooling_of(kind) != "first":
@@ -40,6 +43,27 @@ def pooled_features(
         inputs["position_ids"] = start + (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
     hidden = plain.base_model(**inputs).last_hidden_state
     return pool(hidden, attention_mask.to(hidden.device), pooling or pooling_of(kind))
+
+
+def _behind_virtual_tokens(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Final states (batch, seq, hidden) of a text's own tokens under PEFT's prompt or prefix tuning.
+
+    As PeftModelForCausalLM computes them, without logits. Positions count no padding, so that a text's distance from
+    its virtual tokens is the same on whichever side rows are padded.
+    """
+    plain, virtual = model.get_base_model(), model.active_peft_config.num_virtual_tokens
+    learned = model.get_prompt(len(input_ids), max_cache_len=virtual + input_ids.shape[1])
+    seen = torch.cat([attention_mask.new_ones(len(input_ids), virtual), attention_mask], dim=1)
+    positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
+    if model.active_peft_config.peft_type == "PREFIX_TUNING":
+        inputs: dict[str, Any] = {"input_ids": input_ids, "past_key_values": learned}
+        positions = positions[:, virtual:]
+    else:
+        embedded = model.word_embeddings(input_ids)
+        inputs = {"inputs_embeds": torch.cat([learned.to(embedded.dtype), embedded], dim=1)}
+    hidden = plain.base_model(**inputs, attention_mask=seen, position_ids=positions, use_cache=False).last_hidden_state
+    own: torch.Tensor = hidden[:, -input_ids.shape[1] :]
+    return own
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -202,6 +202,14 @@ def settings_problems(config: Any, task: str) -> list[str]:
         problems.append(f"bottleneck_size: must be 1 or more, but got {config.bottleneck_size}")
     if not 0 <= config.dropout < 1:
         problems.append(f"dropout: 0 <= dropout < 1 must hold, but got {config.dropout}")
+    if config.virtual_tokens < 1:
+        problems.append(f"virtual_tokens: must be 1 or more, but got {config.virtual_tokens}")
+    if config.method == "prefix":
+        problems += [
+            f"training_args.{name}: PEFT's prefix tuning cannot do without the cache that it leaves out; leave it out"
+            for name in CHECKPOINTING
+            if (config.training_args or {}).get(name)
+        ]
     for name, choices in (("quantization", QUANTIZATIONS), ("compute_dtype", COMPUTE_DTYPES)):
         value = getattr(config, name)
         if value is not None and value not in choices:

@@ -80,6 +80,18 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"method": "qlora", "quantization": "deployed", "cpu_offload": True},
         ["cpu_offload: goes with no quantization 'deployed', whose integers are dequantized in place"],
     ),
+    "prompt": (
+        {"method": "prompt", "virtual_tokens": 0, "dropout": 0.1},
+        [refused("dropout", "prompt", "lora, qlora, dora, bottleneck"), "virtual_tokens: must be 1 or more, but got 0"],
+    ),
+    "prefix on a quantized base": (
+        {"method": "prefix", "quantization": "nf4", "training_args": {"gradient_checkpointing": True}},
+        [
+            refused("quantization", "prefix", "qlora, dora, bottleneck"),
+            "training_args.gradient_checkpointing: PEFT's prefix tuning cannot do without the cache that it leaves "
+            "out; leave it out",
+        ],
+    ),
     "rank of qlora": ({"method": "qlora", "rank": 0}, ["rank: must be 1 or more, but got 0"]),
 }
 
