@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ import numpy as np
 from passes.base_model import load_base, local_folder, quieten_transformers
 from passes.merged_base import changes_from_peft
 from runtime.adapter_source import CONFIG, SCALES_FILE, Scales, Source, read_source
+from runtime.atomic_file import replacing
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import base_fingerprint, file_sha256
 
@@ -103,12 +103,8 @@ def write_scales(folder: Path, base: Path) -> Path:
         raise PackageError(f"{folder}: is no DoRA adapter, it has no {CONFIG} with use_dora true")
     scales = dora_scales(read_source(folder), BaseWeights(base))
     file = folder / SCALES_FILE
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(file) as temporary:
         save_file(scales.by_module, temporary, metadata={"base": scales.base, "weights": scales.weights})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 

@@ -92,7 +92,7 @@ def check_fits(
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes {wanted_shape}")
             continue
         scaled = name.removesuffix(MAGNITUDE)
-        if scaled != name and slots.get(scaled, {}).get("dora"):
+        if scaled != name and "dora" in slots.get(scaled, {}).get("extra", ()):
             if value.shape != (wanted := (1, 1, slots[scaled]["out"])):
                 problems.append(f"{name} has shape {list(value.shape)}, but the graph takes {list(wanted)}")
             continue

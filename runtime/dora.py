@@ -15,18 +15,18 @@ from runtime.adapter_names import NO_SLOT, UNUSABLE, Finding, Module, finding
 from runtime.adapter_source import SCALES_FILE, Source
 from runtime.head_sizes import Place, Slots, graph_sizes, own_sizes, widen_scale
 
-DORA = "dora"  # kind of slots, in `extra_slots` of a manifest
-MERGE = "`python -m runtime.adapters merge` makes it a package of its own"
+DORA = "dora"  # in the "extra" of a slot that has a scale, and in a package's extra_slots
+_MERGE = "`python -m runtime.adapters merge` makes it a package of its own"
 
 
 def dora_problems(source: Source, slots: Slots, fingerprint: str) -> list[str]:
     """What keeps a DoRA folder from going into slots; an empty list for every other source."""
     if not (source.config or {}).get("use_dora"):
         return []
-    if not _has_slots(slots):
+    if not any(map(_takes_scale, slots.values())):
         return [
             "use_dora is true, but this package has no slots for DoRA, which an export makes only where one of its "
-            f"adapters needs them; export it again with this one in the workflow, or {MERGE}"
+            f"adapters needs them; export it again with this one in the workflow, or {_MERGE}"
         ]
     make = f"`python -m passes.dora {source.path.parent} --base BASE` writes it, BASE the package's float base"
     if source.scales is None:
@@ -59,7 +59,7 @@ def place_scales(
             if places and key:
                 findings.append(finding(source, key, UNUSABLE, f"{SCALES_FILE} has no scale of {module.name}"))
             continue
-        if not slots[places[0][0]].get("dora"):
+        if not _takes_scale(slots[places[0][0]]):
             findings.append(finding(source, key, NO_SLOT, "this package has no slots for DoRA"))
             continue
         # a file in slot form has the graph's heads already, which may be wider than the base's own
@@ -98,5 +98,5 @@ def _put(result: dict[str, np.ndarray], place: Place, scale: np.ndarray, slots: 
     whole[start : start + len(values)] = values
 
 
-def _has_slots(slots: Slots) -> bool:
-    return any(entry.get("dora") for entry in slots.values())
+def _takes_scale(slot: Mapping[str, Any]) -> bool:
+    return DORA in slot.get("extra", ())

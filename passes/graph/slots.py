@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.adapter_file import MAGNITUDE
+from runtime.dora import DORA
 from runtime.errors import PackageError
 from runtime.lora_quantization import ZERO_POINT
 
@@ -52,7 +53,7 @@ def add_slots(
 
     Returns:
         The slot table: {slot: {"in", "out", "parts": {projection: its share of out}, "dtype"}}; at precision "int8"
-        also "a_dtype"; with `dora` also "dora": True.
+        also "a_dtype"; with `dora` also "extra": ["dora"].
 
     Raises:
         PackageError: the graph has no projection with a name of the model builder or of `modules`, the size of one is
@@ -110,7 +111,7 @@ def add_slots(
         if precision == "int8":
             slots[slot]["a_dtype"] = "uint8"
         if dora:
-            slots[slot]["dora"] = True
+            slots[slot]["extra"] = [DORA]
     if not slots:
         raise PackageError(
             f"the graph has no MatMul named {next(iter(modules), '/model/layers.{l}/{attn|mlp}/{projection}')}/MatMul "

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from passes.dora import BaseWeights, with_scales
+from passes.graph.bottleneck_slots import add_bottleneck_slots
 from passes.graph.builder import build_base
 from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
@@ -20,6 +21,7 @@ from passes.graph.slots import add_slots
 from passes.graph.torch_export import export_base
 from runtime.adapter_file import check_fits
 from runtime.adapter_source import read_source
+from runtime.bottleneck import PARTS
 from runtime.conversion import slot_tensors
 from runtime.stacking import stack
 from tests.conftest import save_tiny_model
@@ -111,6 +113,29 @@ def test_each_row_its_own_kind(qwen2: Built, make_peft_adapter: Make) -> None:
     for row, source in enumerate([*sources, None]):
         wanted = torch_logits(qwen2.base, source, ids[row : row + 1])
         np.testing.assert_allclose(found[row], wanted[0], atol=1e-4)
+
+
+def test_beside_bottlenecks(qwen2: Built, make_peft_adapter: Make) -> None:
+    """DoRA's product stands before a projection's bias, a bottleneck behind it: each as in a graph of its own."""
+    graphs = {}
+    for dora in (False, True):
+        model = onnx.load(qwen2.plain, load_external_data=False)
+        slots = add_slots(model, dora=dora)
+        add_bottleneck_slots(model, slots)
+        add_class_head(model)
+        graphs[dora] = qwen2.graph.with_name(f"both-{dora}.onnx")
+        onnx.save(model, graphs[dora])
+    assert slots["model.layers.0.attn.o_proj"]["extra"] == ["dora", "bottleneck"]
+    folder = with_trained_magnitudes(make_peft_adapter(qwen2.base, use_dora=True))
+    found = run_graph(graphs[True], IDS, **qwen2.adapter(folder))["logits"]
+    np.testing.assert_allclose(found, torch_logits(qwen2.base, folder, IDS), atol=1e-4)
+    random, bottleneck = np.random.default_rng(0), {}
+    for slot in ("model.layers.0.attn.o_proj", "model.layers.1.mlp.down_proj"):
+        for part, shape in zip(PARTS, [(1, 64, 4), (1, 1, 4), (1, 4, 64), (1, 1, 64)], strict=True):
+            bottleneck[f"{slot}.{part}"] = random.normal(size=shape).astype(np.float32) * np.float32(0.3)
+    alone = run_graph(graphs[False], IDS, **bottleneck)["logits"]
+    np.testing.assert_allclose(run_graph(graphs[True], IDS, **bottleneck)["logits"], alone, atol=1e-5)
+    assert np.abs(alone - qwen2.logits()).max() > 0.1
 
 
 @pytest.mark.parametrize("slots", ["float", "int8"])

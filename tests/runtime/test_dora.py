@@ -16,7 +16,7 @@ from runtime.errors import PackageError
 from runtime.stacking import stack
 from tests.runtime.test_conversion import MODULE, SLOTS, lora, write_folder
 
-DORA = {name: {**entry, "dora": True} for name, entry in SLOTS.items()}
+DORA = {name: {**entry, "extra": ["dora"]} for name, entry in SLOTS.items()}
 QKV, BASE = "model.layers.0.attn.qkv_proj", "00abcdef99"
 V_PROJ, O_PROJ = (f"model.layers.0.self_attn.{name}_proj" for name in "vo")
 
