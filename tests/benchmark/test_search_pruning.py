@@ -26,4 +26,6 @@ def test_the_share_of_time_until_the_best() -> None:
 def test_its_spaces_are_right(tmp_path: Path) -> None:
     for side in ("random", "pruned"):
         space = make_space(tmp_path / side, side, 0, 30)
-        assert space.trials == 30 and history(space) == [] and list(space.workflow("cpu")["passes"]) == ["spam"]
+        assert (
+            space.trials == 30 and history(space) == [] and list(space.workflow("cpu")["passes"]) == ["spam", "export"]
+        )

@@ -107,8 +107,7 @@ def test_windows_are_those_of_the_harness(length: int, max_length: int, stride: 
         assert row[:-1] == context and row[start:] == predicted
 
 
-@pytest.mark.parametrize("stride", [None, 7])
-@pytest.mark.parametrize("prefix", [1, None])
+@pytest.mark.parametrize(("prefix", "stride"), [(1, None), (None, 7)])
 def test_text_equals_a_hand_written_loop(
     torch_model: TorchModel, package_model: PackageModel, stride: int | None, prefix: int | None
 ) -> None:

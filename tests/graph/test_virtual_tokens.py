@@ -22,6 +22,7 @@ from tests.graph.test_builder import KINDS, LONGROPE, PADDED
 from tests.virtual_adapters import save_virtual_adapter
 
 VIRTUAL = 5
+EVERY_DAY = ("gemma2", "phi3", "qwen2")  # several ways to rotate, to scale and to pack; the others are slow tests
 IDS = np.random.default_rng(0).integers(3, 290, (2, 9)).astype(np.int64)
 OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"original_max_position_embeddings": 128, "head_dim": 32, "partial_rotary_factor": 0.5}),
@@ -59,7 +60,13 @@ def with_virtual(ids: np.ndarray, first_id: int, count: int = VIRTUAL) -> np.nda
     return np.concatenate([np.tile(np.arange(first_id, first_id + count), (len(ids), 1)), ids], axis=1)
 
 
-@pytest.mark.parametrize("kind, changes", [*KINDS, *PADDED, *OTHERS])
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        pytest.param(kind, changes, marks=[] if kind in EVERY_DAY else pytest.mark.slow)
+        for kind, changes in [*KINDS, *PADDED, *OTHERS]
+    ],
+)
 def test_each_architecture_gives_the_logits_of_peft(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     base = save_tiny_model(tmp_path / "base", kind, **changes)
     graph, slots, virtual = built(base, tmp_path / "out")

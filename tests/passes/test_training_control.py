@@ -79,17 +79,24 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("task", DATA)
+SAVING: dict[str, tuple[dict[str, Any], int | None]] = {
+    "epochs": ({"save_strategy": "epoch"}, None),
+    "steps": ({"save_strategy": "steps", "save_steps": 5}, 5),
+    "random order": ({"save_strategy": "steps", "save_steps": 5, "train_sampling_strategy": "random"}, 5),
+    # an epoch's end for one
+    "accumulation": ({"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}, 4),
+    "8 bits": ({"save_strategy": "epoch", "optim": "paged_adamw_8bit", "bf16": True}, None),
+}
+EVERY_DAY = {"classification": ("epochs", "8 bits"), "generation": ("steps", "random order", "accumulation")}
+
+
 @pytest.mark.parametrize(
-    ("saving", "last"),
+    ("task", "saving", "last"),
     [
-        ({"save_strategy": "epoch"}, None),
-        ({"save_strategy": "steps", "save_steps": 5}, 5),
-        ({"save_strategy": "steps", "save_steps": 5, "train_sampling_strategy": "random"}, 5),
-        ({"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}, 4),  # an epoch's end for one
-        ({"save_strategy": "epoch", "optim": "paged_adamw_8bit", "bf16": True}, None),
+        pytest.param(task, *case, id=f"{name}-{task}", marks=[] if name in EVERY_DAY[task] else pytest.mark.slow)
+        for task in DATA
+        for name, case in SAVING.items()
     ],
-    ids=["epochs", "steps", "random order", "accumulation", "8 bits"],
 )
 def test_a_stopped_training_ends_as_an_undisturbed_one(
     tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, saving: dict[str, Any], last: int

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "passes.mood.rank: must be 1 or more, but got 0",
             "passes.mood.alpha: must be above 0, but got -1.0",
             "passes.mood.dropout: 0 <= dropout < 1 must hold, but got 1.0",
-            "passes.mood.quantization: 'nf8' is unknown; did you mean 'nf4'? Valid: fp4, nf4",
+            "passes.mood.quantization: 'nf8' is unknown; did you mean 'nf4'? Valid: deployed, fp4, nf4",
             "passes.mood.compute_dtype: 'float64' is unknown; did you mean 'float16'? "
             "Valid: bfloat16, float16, float32",
         ],
