@@ -29,6 +29,7 @@ from passes.training.loss_choice import make_loss, teacher_of
 from passes.training.methods import adapt
 from passes.training.monitoring import Throughput, overfitting, plot_curves
 from passes.training.progress import ProgressBar
+from passes.training.response_logits import keep_response_logits
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
 from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
@@ -104,6 +105,8 @@ def train_adapter(
             part.to(base_model.device)
         if len(set((placed := getattr(base_model, "hf_device_map", {})).values())) > 1:
             model.hf_device_map = placed  # tells the Trainer that the base stays where it is
+    else:
+        keep_response_logits(model)
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     if label_names is not None and (teacher := teacher_of(head.loss)) is not None:
