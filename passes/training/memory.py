@@ -129,9 +129,9 @@ def free_bytes() -> tuple[float, float]:
         free, whole = torch.cuda.mem_get_info()
         return float(free), float(whole)
     memory = psutil.virtual_memory()
-    free, whole = float(memory.available), float(memory.total)
+    available, total = float(memory.available), float(memory.total)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():  # of a container
-        whole = min(whole, float(text))
-        free = min(free, float(text) - float(used.read_text()))
-    return max(free, 0.0), whole
+        total = min(total, float(text))
+        available = min(available, float(text) - float(used.read_text()))
+    return max(available, 0.0), total

@@ -22,6 +22,7 @@ from passes.training.out_of_memory import OutOfMemory, Situation, explained, is_
 from passes.training.settings import AdapterSettings
 from passes.training.store import find_or_make
 from passes.training.train import train_adapter
+from passes.training.trainer import AdapterTrainer
 from runtime.errors import OlivalError
 from tests.conftest import save_tiny_model
 from tests.passes.conftest import mood_data, story_data
@@ -194,7 +195,7 @@ def test_what_is_out_of_memory(error: BaseException, expected: bool, tmp_path: P
 def greedy_trainer(after: int) -> Any:
     """A Trainer whose forward asks torch for an absurd tensor at the step after so many."""
 
-    class Greedy(training.AdapterTrainer):
+    class Greedy(AdapterTrainer):
         def compute_loss(self, *arguments: Any, **options: Any) -> Any:
             if self.state.global_step >= after:
                 torch.empty(ABSURD, dtype=torch.uint8)
@@ -214,7 +215,6 @@ def test_a_failed_allocation_is_explained_and_nothing_is_lost(
     def make(folder: Path, checkpoints: Path) -> None:
         train_adapter(folder, tiny_llama_path, settings, data, None, checkpoints=checkpoints)
 
-    plain = training.AdapterTrainer
     per_epoch = -(-len(data.texts if hasattr(data, "texts") else data.responses) // 4)
     monkeypatch.setattr(training, "AdapterTrainer", greedy_trainer(after=2 * per_epoch))
     with pytest.raises(OutOfMemory) as caught:
@@ -224,7 +224,7 @@ def test_a_failed_allocation_is_explained_and_nothing_is_lost(
     assert "adapter 'mood': out of memory while training with per_device_train_batch_size 4" in said
     assert f"goes on from step {2 * per_epoch}" in said and "the estimate is rough" in said
     assert sum(line.startswith("  - ") for line in said.splitlines()) >= 1
-    monkeypatch.setattr(training, "AdapterTrainer", plain)
+    monkeypatch.setattr(training, "AdapterTrainer", AdapterTrainer)
     folder, reused = find_or_make(tmp_path, "mood", "a" * 64, make)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert not reused and record["resumed_from_step"] == 2 * per_epoch and record["steps"] == 3 * per_epoch
@@ -243,11 +243,10 @@ def test_a_workflow_pass_ends_with_the_error(
     rows = data_config("mood_train", write_mood_csv(tmp_path / "mood.csv"))
     options = {"adapter_name": "mood", "train_data_config": rows, "rank": 4, "training_args": steps}
     handler = HfModelHandler(str(tiny_llama_path))
-    plain = training.AdapterTrainer
     monkeypatch.setattr(training, "AdapterTrainer", greedy_trainer(after=2))
     with pytest.raises(ValueError, match=r"(?s)out of memory.*goes on from step 2"):
         run_pass("ClassificationHead", handler, options)
-    monkeypatch.setattr(training, "AdapterTrainer", plain)
+    monkeypatch.setattr(training, "AdapterTrainer", AdapterTrainer)
     slower = {**options, "training_args": {**steps, "gradient_checkpointing": True}}
     folder = run_pass("ClassificationHead", handler, slower).model_attributes[ATTRIBUTE]["mood"]
     assert json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))["resumed_from_step"] == 2
