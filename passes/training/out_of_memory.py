@@ -36,6 +36,7 @@ class Situation:
     accumulation: int  # gradient_accumulation_steps
     free: float  # bytes, before the base was loaded
     whole: float  # bytes of the machine, the container or the GPU
+    nf4: str | None = "quantization nf4"  # how the options say it, where the method takes it
 
     def warning(self) -> str | None:
         """What to say before the training where it needs more than is free."""
@@ -83,13 +84,13 @@ class Situation:
             yield f"{checkpointing} (the same result, slower)", slower
             yield from self._smaller_batches(slower, most, f"{checkpointing} and {batch}")
         small = plan
-        if plan.quantization is None and plan.added == plan.trained:  # weights that are trained cannot be quantized
+        if plan.quantization is None and self.nf4:
             small = replace(plan, quantization="nf4")
-            yield "quantization nf4", small
-            yield from self._smaller_batches(small, most, f"quantization nf4 and {batch}")
+            yield self.nf4, small
+            yield from self._smaller_batches(small, most, f"{self.nf4} and {batch}")
         yield from self._shorter_rows(plan, most, "")
         least = replace(small, checkpointing=True, batch=1)
-        quantized = f"quantization {small.quantization}, " if small.quantization else ""
+        quantized = f"{self.nf4}, " if small is not plan else ""
         others = f"{quantized}{checkpointing}, {batch} 1"
         yield f"{others} with gradient_accumulation_steps {plan.batch * self.accumulation}", least
         yield from self._shorter_rows(least, most, f"{others} and ")
@@ -141,7 +142,16 @@ def situation(
         dropout=settings.dropout > 0,
         moment_bytes=1 if "8bit" in str(given.get("optim", "")) else 4,
     )
-    return Situation(settings.adapter_name, whole, plan, int(given.get("gradient_accumulation_steps", 1)), *memory)
+    # a base that is trained, or that prefixes speak to, is not quantized
+    nf4 = {"lora": "method qlora with quantization nf4", "prefix": None, "prompt": None, "full": None}
+    return Situation(
+        settings.adapter_name,
+        whole,
+        plan,
+        int(given.get("gradient_accumulation_steps", 1)),
+        *memory,
+        nf4=nf4.get(settings.method or "", "quantization nf4"),
+    )
 
 
 @contextmanager

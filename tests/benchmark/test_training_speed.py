@@ -90,7 +90,7 @@ def test_one_pair_is_trained(tmp_path: Path, tiny_llama_path: Path) -> None:
         "host": "target",
         "evaluate_input_model": False,
     }
-    results = measure([Case("mood", workflow, AS_TEXT["spam"])], 1, stop_at=1e-3, dtype="float32")
+    (results,) = measure([Case("mood", workflow, AS_TEXT["spam"])], 1, stop_at=1e-3, dtype="float32")
     (found,) = results["cases"]["mood"]["rounds"]
     assert found["ours"]["rows"] == 120 and found["ours"]["done"] == found["ours"]["steps"] == 60
     assert found["ours"]["run_seconds"] > found["ours"]["seconds"] > 0

@@ -161,8 +161,9 @@ def test_the_named_number_is_that_of_the_option(tmp_path: Path) -> None:
 
 
 def test_a_trained_base_is_not_quantized(tmp_path: Path) -> None:
-    assert "nf4" not in str(situation(30e9, trained=LARGE.linear, added=0).error(tmp_path))
-    assert "nf4" in str(situation(3e9).error(tmp_path))
+    assert "  - quantization nf4" in str(situation(4e9).error(tmp_path))
+    full = dataclasses.replace(situation(4e9), nf4=None)
+    assert "nf4" not in str(full.error(tmp_path))
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
