@@ -137,7 +137,7 @@ def situation(
         trained=sum(trained.values()),
         added=max(sum(trained.values()) - own, 0),
         quantization=settings.quantization,
-        dtype_bytes=4 if settings.compute_dtype == "float32" else 2,
+        dtype_bytes=4 if settings.base_dtype == "float32" else 2,
         checkpointing=any(settings.training_args.get(name) for name in CHECKPOINTING),
         dropout=settings.dropout > 0,
         moment_bytes=1 if "8bit" in str(given.get("optim", "")) else 4,

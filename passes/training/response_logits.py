@@ -79,6 +79,8 @@ def keep_response_logits(model: Any) -> ResponseLogits | None:
     if plain.get_output_embeddings() is None or not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in takes):
         return None
     device = plain.get_input_embeddings().weight.device
+    if device.type == "meta":  # offloaded: accelerate moves what the model is given
+        device = torch.device("cpu")
     ids = torch.arange(14, device=device).reshape(2, 7) % plain.config.get_text_config().vocab_size
     labels = ids.clone()
     labels[0, :3] = labels[1, 5:] = IGNORE

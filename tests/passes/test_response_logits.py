@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from passes.training.response_logits import ResponseLogits, keep_response_logits, learned_positions
@@ -168,6 +168,19 @@ def test_other_models_keep_all_logits(change: Any) -> None:
     batch = BATCHES["responses"]
     assert model(**batch).logits.shape == (2, 11, 96)
     assert_same(loss_and_gradients(model, [batch]), loss_and_gradients(plain, [batch]))
+
+
+@pytest.mark.parametrize(("config", "kept"), [(PromptTuningConfig, False), (PrefixTuningConfig, True)])
+def test_virtual_tokens(config: Any, kept: bool) -> None:
+    """Those of prompt tuning stand among the states, so that all logits are computed; those of a prefix do not."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).requires_grad_(False)
+        models.append(get_peft_model(base, config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval())
+    assert (keep_response_logits(models[0]) is not None) == kept
+    for batch in BATCHES.values():
+        assert_same(*(loss_and_gradients(model, [batch]) for model in models))
 
 
 def test_it_can_be_switched_off() -> None:
