@@ -9,7 +9,7 @@ batch, float32 or what the workflow says (quickstart: an nf4 base), all linear l
 no classification heads, so it learns the label as text behind the row's text. Neither side gets validation rows.
 
 Cases: the three trainings of quickstart, and one epoch of sms_spam_train.csv on stories260K where it is given. A stock
-training is stopped when its steps have taken `--stop-at` times as much processor time as ours; it would have gone on, so
+training is stopped when its steps have taken `--stop-at` times the processor time of ours; it would have gone on, so
 the ratio is then a lower bound, and so is a median over such rounds. On a machine that others use too, processor time
 is the one to read: it counts all threads, and what others take does not count.
 """
@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, metavar="DIR", help="folder of stories260K: one more case")
     parser.add_argument("--sms", type=Path, metavar="CSV", help="its sms_spam_train.csv")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--stop-at", type=float, default=STOP_AT, help=f"times our processor time (default: {STOP_AT:g})"
-    )
+    parser.add_argument("--stop-at", type=float, default=STOP_AT, help=f"times our processor time ({STOP_AT:g})")
     parser.add_argument("--stock-dtype", help="torch_dtype of Olive's pass; its default is bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="results, as JSON")
     args = parser.parse_args()
