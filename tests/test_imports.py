@@ -22,6 +22,7 @@ ALLOWED = {
     ("runtime/adapters.py", "passes"): "`merge` builds a package; without the workspace it says so",
     ("benchmark/speed_graphs.py", "passes"): "times the graphs before they are a package",
     ("benchmark/evaluation_speed.py", "passes"): "writes the package of a random base that it times",
+    ("benchmark/training_speed.py", "passes"): "asks for the batch size and rank that our trainings have by themselves",
     ("benchmark/deployed_training.py", "passes"): "measures the base that a training holds",
     ("benchmark/training_memory.py", "passes"): "measures a training alone, without Olive around it",
 }

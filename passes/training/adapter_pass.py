@@ -13,7 +13,7 @@ from data.examples import ClassificationData, GenerationData, MultiLabelData, lo
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
 from passes.training.head_settings import HeadSettings
-from passes.training.settings import AdapterSettings
+from passes.training.settings import CHECKPOINTING, AdapterSettings
 from passes.training.store import adapter_key, find_or_make, store_folder
 from runtime.atomic_file import write_text
 from runtime.errors import DataError
@@ -44,7 +44,7 @@ def run_adapter_pass(
         {
             "base": base_fingerprint(base),
             "task": task.__name__,
-            "settings": dataclasses.asdict(settings),
+            "settings": _deciding(settings),
             "train_data": train_data.fingerprint,
             "validation_data": validation_data.fingerprint if validation_data else None,
             "version": config.version,
@@ -68,6 +68,12 @@ def run_adapter_pass(
     attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), settings.adapter_name: str(folder.resolve())}
     output.model_attributes = attributes
     return output
+
+
+def _deciding(settings: AdapterSettings) -> dict[str, Any]:
+    """Settings that the result depends on. Checkpointing changes memory alone: a training that ran out goes on."""
+    given = {name: value for name, value in settings.training_args.items() if name not in CHECKPOINTING}
+    return {**dataclasses.asdict(settings), "training_args": given}
 
 
 def _add_baselines(

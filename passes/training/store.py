@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from passes.training.out_of_memory import OutOfMemory
 from runtime.errors import OlivalError
 
 UNFINISHED = ".unfinished-"  # after an adapter's folder name; the number of the process that trains it ends the name
@@ -61,9 +62,9 @@ def find_or_make(store: Path, name: str, key: str, make: Callable[[Path, Path], 
         if folder.exists():  # another process was faster with the same adapter
             return folder, True
         os.replace(work, folder)
-    except OlivalError:  # the training is wrong in itself, and would be so again
-        raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OlivalError) and not isinstance(error, OutOfMemory):
+            raise  # the training is wrong in itself, and would be so again
         finished = not any(checkpoints.glob("checkpoint-*"))
         raise
     finally:

@@ -26,9 +26,12 @@ from passes.training.deployed_base import load_deployed, quantized_base
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
 from passes.training.loss_choice import make_loss, teacher_of
+from passes.training.memory import free_bytes
 from passes.training.methods import adapt
 from passes.training.monitoring import Throughput, overfitting, plot_curves
+from passes.training.out_of_memory import explained, situation
 from passes.training.progress import ProgressBar
+from passes.training.response_logits import keep_response_logits
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
 from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
@@ -71,12 +74,12 @@ def train_adapter(
     (classes, hidden) in the same safetensors file. `checkpoints` is the folder of the training's checkpoints; it goes
     on from the newest one. Without such a folder they are removed in the end.
 
-    Raises OlivalError when loss or weights are no longer numbers.
+    Raises OutOfMemory when memory runs out, and OlivalError when loss or weights are no longer numbers.
     """
     head = head or HeadSettings()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
-    started = time.perf_counter()
+    started, memory = time.perf_counter(), free_bytes()
     if settings.cpu_offload and not torch.cuda.is_available():
         print(f"train {settings.adapter_name}: cpu_offload: there is no GPU, so nothing is offloaded", file=sys.stderr)
     if settings.deployed is not None:
@@ -104,6 +107,8 @@ def train_adapter(
             part.to(base_model.device)
         if len(set((placed := getattr(base_model, "hf_device_map", {})).values())) > 1:
             model.hf_device_map = placed  # tells the Trainer that the base stays where it is
+    else:
+        keep_response_logits(model)
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     if label_names is not None and (teacher := teacher_of(head.loss)) is not None:
@@ -139,7 +144,8 @@ def train_adapter(
             "computes the same and pages nothing",
             file=sys.stderr,
         )
-    result = trainer.train_on(kept)
+    with explained(situation(base, settings, model, rows, memory), kept):
+        result = trainer.train_on(kept)
     weights = adapted.weights()
     if label_names is not None:
         weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()

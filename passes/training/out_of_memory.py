@@ -1,0 +1,184 @@
+"""Says what a training would have needed when memory ran out, and which options would fit; loses no checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.tokenizing import IGNORE
+from passes.training.memory import Estimate, Plan, Shape, estimate, shape_of
+from passes.training.settings import CHECKPOINTING, DEFAULT_ARGUMENTS, AdapterSettings
+from runtime.errors import OlivalError
+
+_SHARE = 0.9  # of the free memory that an option may need: estimates are about 20 % off
+_CLEARLY = 0.75  # of what did not fit, where that should have: an option must need clearly less
+_OPTIONS = 3
+_SMALLEST_LENGTH = 32  # tokens; shorter rows say little
+# what the allocators of torch say on the CPU, on Linux and on Windows, where they raise a plain RuntimeError
+_CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
+
+
+class OutOfMemory(OlivalError):
+    """A training that did not fit into memory; what it had done is kept."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A training as it is about to begin."""
+
+    adapter_name: str
+    shape: Shape
+    plan: Plan
+    accumulation: int  # gradient_accumulation_steps
+    free: float  # bytes, before the base was loaded
+    whole: float  # bytes of the machine, the container or the GPU
+    nf4: str | None = "quantization nf4"  # how the options say it, where the method takes it
+
+    def warning(self) -> str | None:
+        """What to say before the training where it needs more than is free."""
+        need = estimate(self.shape, self.plan)
+        if need.total <= self.free:
+            return None
+        return f"warning: adapter '{self.adapter_name}' may run out of memory: {self._need(need)}.{self._options(need)}"
+
+    def error(self, checkpoints: Path) -> OutOfMemory:
+        """`checkpoints`: folder of the training's checkpoints."""
+        need = estimate(self.shape, self.plan)
+        steps = [int(found.name.rpartition("-")[2]) for found in checkpoints.glob("checkpoint-*")]
+        kept = (
+            f"With unchanged options, or with gradient_checkpointing alone, the next run goes on from step {max(steps)}"
+            if steps
+            else "There was no checkpoint yet"
+        )
+        less = "" if need.total > self.free else "; it failed all the same, as the estimate is rough"
+        return OutOfMemory(
+            f"adapter '{self.adapter_name}': out of memory while training with per_device_train_batch_size "
+            f"{self.plan.batch} on rows of up to {self.plan.length} tokens: {self._need(need)}{less}."
+            f"{self._options(need)}\n{kept}; finished adapters are kept."
+        )
+
+    def _need(self, need: Estimate) -> str:
+        parts = [("weights", need.weights), ("adapter and optimizer", need.adapter)]
+        parts += [("activations", need.activations), ("logits", need.logits)]
+        said = ", ".join(f"{name} {_gb(value)}" for name, value in parts if value)
+        return f"it needs about {_gb(need.total)} ({said}), and {_gb(self.free)} of {_gb(self.whole)} were free"
+
+    def _options(self, need: Estimate) -> str:
+        most = min(_SHARE * self.free, _CLEARLY * need.total)
+        found = [(words, total) for words, plan in self._choices(most) if (total := _total(self.shape, plan)) <= most]
+        if not found:
+            return " No option makes it fit here: take a smaller base or more memory."
+        return " These would fit:" + "".join(f"\n  - {words}: {_gb(total)}" for words, total in found[:_OPTIONS])
+
+    def _choices(self, most: float) -> Iterator[tuple[str, Plan]]:
+        """Options, those first that change least of what is learned. Each is named once, at its largest that fits."""
+        plan = self.plan
+        batch, checkpointing = "training_args.per_device_train_batch_size", "training_args.gradient_checkpointing true"
+        yield from self._smaller_batches(plan, most, batch)
+        slower = replace(plan, checkpointing=True)
+        if not plan.checkpointing:
+            yield f"{checkpointing} (the same result, slower)", slower
+            yield from self._smaller_batches(slower, most, f"{checkpointing} and {batch}")
+        small = plan
+        if plan.quantization is None and self.nf4:
+            small = replace(plan, quantization="nf4")
+            yield self.nf4, small
+            yield from self._smaller_batches(small, most, f"{self.nf4} and {batch}")
+        yield from self._shorter_rows(plan, most, "")
+        least = replace(small, checkpointing=True, batch=1)
+        quantized = f"{self.nf4}, " if small is not plan else ""
+        others = f"{quantized}{checkpointing}, {batch} 1"
+        yield f"{others} with gradient_accumulation_steps {plan.batch * self.accumulation}", least
+        yield from self._shorter_rows(least, most, f"{others} and ")
+
+    def _smaller_batches(self, plan: Plan, most: float, words: str) -> Iterator[tuple[str, Plan]]:
+        """Of a batch that can be halved evenly: a step then sees as many rows as before."""
+        size, steps = plan.batch // 2, self.accumulation * 2
+        while size >= 1:
+            smaller = replace(plan, batch=size)
+            if size * steps == plan.batch * self.accumulation and _total(self.shape, smaller) <= most:
+                yield f"{words} {size} with gradient_accumulation_steps {steps} (the same result)", smaller
+                return
+            size, steps = size // 2, steps * 2
+
+    def _shorter_rows(self, plan: Plan, most: float, words: str) -> Iterator[tuple[str, Plan]]:
+        length = plan.length // 2
+        while length >= _SMALLEST_LENGTH:
+            if _total(self.shape, shorter := replace(plan, length=length)) <= most:
+                yield f"{words}max_length {length} in the data configs (longer texts are cut)", shorter
+                return
+            length //= 2
+
+
+def situation(
+    base: Path, settings: AdapterSettings, model: Any, rows: Sequence[Mapping[str, Any]], memory: tuple[float, float]
+) -> Situation:
+    """What `train_adapter` is about to do.
+
+    Args:
+        model: with what is trained in it.
+        rows: tokenized, with input_ids and labels: a list where text is generated.
+        memory: `passes.training.memory.free_bytes` before the base was loaded.
+    """
+    given = {**DEFAULT_ARGUMENTS, **settings.training_args}
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    whole = shape_of(base)
+    own = (whole.linear + whole.other) if settings.method == "full" else 0
+    # where several labels belong to a text, labels are a list too, but a classifier has a head of its own
+    learns = [row["labels"] for row in rows] if "document" not in rows[0] else []
+    plan = Plan(
+        batch=int(given["per_device_train_batch_size"]),
+        length=max(len(row["input_ids"]) for row in rows),
+        learned=max((sum(label != IGNORE for label in labels) for labels in learns), default=0),
+        trained=sum(trained.values()),
+        added=max(sum(trained.values()) - own, 0),
+        quantization=settings.quantization,
+        dtype_bytes=4 if settings.base_dtype == "float32" else 2,
+        checkpointing=any(settings.training_args.get(name) for name in CHECKPOINTING),
+        dropout=settings.dropout > 0,
+        moment_bytes=1 if "8bit" in str(given.get("optim", "")) else 4,
+    )
+    # a base that is trained, or that prefixes speak to, is not quantized
+    nf4 = {"lora": "method qlora with quantization nf4", "prefix": None, "prompt": None, "full": None}
+    return Situation(
+        settings.adapter_name,
+        whole,
+        plan,
+        int(given.get("gradient_accumulation_steps", 1)),
+        *memory,
+        nf4=nf4.get(settings.method or "", "quantization nf4"),
+    )
+
+
+@contextmanager
+def explained(situation: Situation, checkpoints: Path) -> Iterator[None]:
+    """Turns a failed allocation into OutOfMemory; warns before where the estimate is above what is free."""
+    if said := situation.warning():
+        print(said, file=sys.stderr)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise situation.error(checkpoints) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, a GPU or torch's allocator on the CPU had no more memory to give."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
+
+
+def _total(shape: Shape, plan: Plan) -> float:
+    return estimate(shape, plan).total
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size < 9.995e9 else f"{size / 1e9:.1f} GB"
