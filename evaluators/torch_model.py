@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from runtime.decoding import TextStream
 from runtime.errors import OlivalError
 from runtime.generation import divide
 from runtime.virtual_tokens import kind_of
+
+
+def trained_on(infos: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The deployed integers that all of some adapters were trained on, from their adapter.json; else None.
+
+    See `passes.deployed_check.deployed_options`.
+    """
+    options = [info.get("deployed") for info in infos]
+    return options[0] if options and all(other == options[0] for other in options) else None
 
 
 class TorchModel:
@@ -41,18 +50,19 @@ class TorchModel:
         from passes.full_weights import OwnWeights, is_full
         from passes.training.bottleneck import block_outputs, is_bottleneck, load_bottlenecks
         from passes.training.deployed_base import load_deployed, quantized_base
-        from passes.training.store import cache_folder
+        from passes.training.store import cache_folder, store_folder
 
         self.context_length = context_length(base)  # most tokens that the base takes; None where it has no limit
         self.tokenizer = load_tokenizer(base)
         self.info: dict[str, dict[str, Any]] = {
             name: json.loads((folder / "adapter.json").read_text(encoding="utf-8")) for name, folder in adapters.items()
         }
-        deployed = [info.get("deployed") for info in self.info.values()]
         self.weights = "float32"  # of the base
-        if as_trained and deployed and deployed[0] and all(options == deployed[0] for options in deployed):
+        if as_trained and (deployed := trained_on(self.info.values())):
             self.weights = "deployed"
-            self.model: Any = load_deployed(base, quantized_base(base, deployed[0], cache_folder()))
+            store = next(iter(adapters.values())).resolve().parent
+            cache = store.parent if store.name == store_folder().name else cache_folder()
+            self.model: Any = load_deployed(base, quantized_base(base, deployed, cache))
         else:
             self.model = load_base(base)
         self.heads: dict[str, Any] = {}

@@ -19,9 +19,9 @@ def deployed_options(precision: str, execution_provider: str, quantization: dict
     """
     options = check_precision(precision, execution_provider, quantization)
     options.pop("accuracy_level", None)  # how it computes, not with what
-    return {
-        "precision": precision, "execution_provider": execution_provider, "quantization": options,
-    } if options else {}  # fmt: skip
+    return (
+        {"precision": precision, "execution_provider": execution_provider, "quantization": options} if options else {}
+    )
 
 
 def fill_deployed(ours: list[tuple[str, Any]], execution_provider: str) -> list[str]:
@@ -34,7 +34,8 @@ def fill_deployed(ours: list[tuple[str, Any]], execution_provider: str) -> list[
     exports = [step.config or {} for _, step in ours if "export" in step.type]
     problems = []
     for name, step in ours:
-        config = step.config or {}
+        config = {key: value for key, value in (step.config or {}).items() if key != "deployed"}
+        step.config = config
         if config.get("quantization") != DEPLOYED or "export" in step.type:
             continue
         where = f"passes.{name}.quantization: 'deployed' trains on the integers of the package, but"
@@ -45,9 +46,11 @@ def fill_deployed(ours: list[tuple[str, Any]], execution_provider: str) -> list[
         elif len(exports) > 1 or any(choices_of(exports[0].get(option)) is not None for option in _DECIDING):
             problems.append(f"{where} Olive's search would choose them after the training; `python -m search` does not")
         else:
+            precision, quantization = exports[0].get("precision") or "int4", exports[0].get("quantization")
+            if not isinstance(precision, str) or not isinstance(quantization, dict | None):
+                continue  # said of the export
             try:
-                precision = exports[0].get("precision") or "int4"
-                options = deployed_options(precision, execution_provider, exports[0].get("quantization"))
+                options = deployed_options(precision, execution_provider, quantization)
             except ConfigError:
                 continue  # said of the export
             if options:

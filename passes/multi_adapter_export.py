@@ -192,7 +192,7 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
         ConfigError: every bound that is broken.
     """
     from evaluators.package_model import PackageModel
-    from evaluators.torch_model import TorchModel
+    from evaluators.torch_model import TorchModel, trained_on
 
     manifest = read_manifest(package, verify=False)
 
@@ -212,7 +212,8 @@ def certify(base: Path, adapters: dict[str, Path], package: Path, exact: Path, o
         model, absent = _open_or_fall_back(package)
         if absent:
             manifest["target"]["not_executed"] = absent
-        if any(info.get("deployed") for info in reference.info.values()):
+        if trained_on(reference.info.values()):
+            del reference  # one base at a time
             reference = TorchModel(base, adapters)
         scores = measure(model, reference) if model is not None else {name: {"executed_on": None} for name in adapters}
     exact_bounds = {**dict.fromkeys(parity.SCORES), "max_abs_difference": options["fp32_max_abs_difference"]}

@@ -214,6 +214,8 @@ def _export_problems(name: str, options: dict[str, Any], target: str, base: Path
     from passes.graph.checks import check_blocks, check_engine, check_precision, engine_of
 
     precision, quantization = options.get("precision") or "int4", options.get("quantization")
+    if not isinstance(precision, str) or not isinstance(quantization, dict | None):
+        return []  # `problems` has said it
     try:
         checked = check_precision(precision, target, quantization)
     except ConfigError:  # `problems` has said it
@@ -249,6 +251,8 @@ def _check_targets(ours: list[tuple[str, Any]], layers: list[str]) -> list[str]:
     problems = []
     for name, step in ours:
         targets = step.config.get("target_modules") or "all-linear"
+        if not isinstance(targets, str | list):
+            continue  # its own line says what is wrong with it
         for target in [targets] if isinstance(targets, str) else targets:
             if target not in (*layers, "all-linear"):
                 where = f"passes.{name}.target_modules"

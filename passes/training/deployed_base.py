@@ -45,7 +45,13 @@ def quantized_base(base: Path, options: dict[str, Any], cache: Path) -> Path:
     Raises:
         OlivalError: the export failed; the end of what it said is quoted.
     """
-    folder = cache / "deployed" / adapter_key({"base": base_fingerprint(base), **options})[:16]
+    import onnxruntime
+    import onnxruntime_genai
+
+    # another release of them may round in another way
+    exporters = {"onnxruntime": onnxruntime.__version__, "onnxruntime-genai": onnxruntime_genai.__version__}
+    key = adapter_key({"base": base_fingerprint(base), "exporters": exporters, **options})
+    folder = cache / "deployed" / key[:16]
     if folder.is_dir():
         return folder
     print(f"quantizing {base.name} as the export will, once: {options['quantization']}", file=sys.stderr)

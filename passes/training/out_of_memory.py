@@ -11,6 +11,7 @@ from typing import Any
 
 from data.tokenizing import IGNORE
 from passes.training.memory import Estimate, Plan, Shape, estimate, shape_of
+from passes.training.methods import LOW_RANK, VIRTUAL
 from passes.training.settings import CHECKPOINTING, DEFAULT_ARGUMENTS, AdapterSettings
 from runtime.errors import OlivalError
 
@@ -115,7 +116,12 @@ class Situation:
 
 
 def situation(
-    base: Path, settings: AdapterSettings, model: Any, rows: Sequence[Mapping[str, Any]], memory: tuple[float, float]
+    base: Path,
+    settings: AdapterSettings,
+    model: Any,
+    rows: Sequence[Mapping[str, Any]],
+    memory: tuple[float, float],
+    responses: bool = True,
 ) -> Situation:
     """What `train_adapter` is about to do.
 
@@ -123,6 +129,7 @@ def situation(
         model: with what is trained in it.
         rows: tokenized, with input_ids and labels: a list where text is generated.
         memory: `passes.training.memory.free_bytes` before the base was loaded.
+        responses: generation computes the logits of responses alone, see `passes.training.response_logits`.
     """
     given = {**DEFAULT_ARGUMENTS, **settings.training_args}
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
@@ -130,16 +137,20 @@ def situation(
     own = (whole.linear + whole.other) if settings.method == "full" else 0
     # where several labels belong to a text, labels are a list too, but a classifier has a head of its own
     learns = [row["labels"] for row in rows] if "document" not in rows[0] else []
+    virtual = settings.virtual_tokens if settings.method in VIRTUAL else 0
+    length = max(len(row["input_ids"]) for row in rows) + virtual
     plan = Plan(
         batch=int(given["per_device_train_batch_size"]),
-        length=max(len(row["input_ids"]) for row in rows),
-        learned=max((sum(label != IGNORE for label in labels) for labels in learns), default=0),
+        length=length,
+        learned=max(
+            (sum(label != IGNORE for label in labels) if responses else length for labels in learns), default=0
+        ),
         trained=sum(trained.values()),
         added=max(sum(trained.values()) - own, 0),
         quantization=settings.quantization,
         dtype_bytes=4 if settings.base_dtype == "float32" else 2,
         checkpointing=any(settings.training_args.get(name) for name in CHECKPOINTING),
-        dropout=settings.dropout > 0,
+        dropout=settings.dropout > 0 and settings.method in LOW_RANK,
         moment_bytes=1 if "8bit" in str(given.get("optim", "")) else 4,
     )
     # a base that is trained, or that prefixes speak to, is not quantized

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passes.base_model import DEPLOYED, QUANTIZATIONS
+from passes.base_model import BITSANDBYTES, DEPLOYED, QUANTIZATIONS
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
 from passes.training.methods import METHODS, chosen_method, freeze_problems, method_problems
 from passes.training.schedule import CYCLICAL, CyclicalSchedule
@@ -210,6 +210,11 @@ def settings_problems(config: Any, task: str) -> list[str]:
             for name in CHECKPOINTING
             if (config.training_args or {}).get(name)
         ]
+    effective = "nf4" if config.method == "qlora" and config.quantization is None else config.quantization
+    if config.double_quantization and not problems and effective not in BITSANDBYTES:
+        problems.append(
+            f"double_quantization: is for quantization {' and '.join(BITSANDBYTES)}, but that is {effective or 'null'}"
+        )
     for name, choices in (("quantization", QUANTIZATIONS), ("compute_dtype", COMPUTE_DTYPES)):
         value = getattr(config, name)
         if value is not None and value not in choices:

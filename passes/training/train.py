@@ -79,7 +79,7 @@ def train_adapter(
     head = head or HeadSettings()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
-    started, memory = time.perf_counter(), free_bytes()
+    started, memory, responses = time.perf_counter(), free_bytes(), False
     if settings.cpu_offload and not torch.cuda.is_available():
         print(f"train {settings.adapter_name}: cpu_offload: there is no GPU, so nothing is offloaded", file=sys.stderr)
     if settings.deployed is not None:
@@ -108,7 +108,7 @@ def train_adapter(
         if len(set((placed := getattr(base_model, "hf_device_map", {})).values())) > 1:
             model.hf_device_map = placed  # tells the Trainer that the base stays where it is
     else:
-        keep_response_logits(model)
+        responses = keep_response_logits(model) is not None
 
     held_out = tokenized_rows(tokenizer, validation_data, label_names) if validation_data is not None else None
     if label_names is not None and (teacher := teacher_of(head.loss)) is not None:
@@ -144,7 +144,7 @@ def train_adapter(
             "computes the same and pages nothing",
             file=sys.stderr,
         )
-    with explained(situation(base, settings, model, rows, memory), kept):
+    with explained(situation(base, settings, model, rows, memory, responses), kept):
         result = trainer.train_on(kept)
     weights = adapted.weights()
     if label_names is not None:

@@ -19,7 +19,9 @@ def virtual_tokens(options: Mapping[str, Any]) -> int:
     if options.get("method") not in VIRTUAL:
         return 0
     given = options.get("virtual_tokens")
-    return AdapterSettings.virtual_tokens if given is None else int(given)
+    if given is not None and type(given) is not int:
+        return 0  # its own line says what is wrong with it
+    return AdapterSettings.virtual_tokens if given is None else given
 
 
 def virtual_problems(ours: list[tuple[str, Any]], base: Path, context: int | None) -> list[str]:

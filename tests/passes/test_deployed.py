@@ -252,7 +252,7 @@ def test_what_keeps_a_training_from_them(
 
 def test_the_export_s_options_are_filled_in() -> None:
     train = Step("adapterfinetune", quantization="deployed")
-    other = Step("adapterfinetune", quantization="nf4")
+    other = Step("adapterfinetune", quantization="nf4", deployed={"precision": "int8"})  # not for users
     export = Step("multiadapterexport", quantization={"algorithm": "rtn_last", "accuracy_level": 1})
     assert fill_deployed([("tone", train), ("story", other), ("export", export)], "cpu") == []
     assert "deployed" not in other.config

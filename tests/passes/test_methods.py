@@ -92,6 +92,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
             "out; leave it out",
         ],
     ),
+    "double quantization of integers that are given": (
+        {"method": "qlora", "quantization": "deployed", "double_quantization": True},
+        ["double_quantization: is for quantization nf4 and fp4, but that is deployed"],
+    ),
     "rank of qlora": ({"method": "qlora", "rank": 0}, ["rank: must be 1 or more, but got 0"]),
 }
 

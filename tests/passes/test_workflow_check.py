@@ -139,6 +139,19 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
             "Valid: bfloat16, float16, float32",
         ],
     ),
+    "options of another kind": (
+        lambda w, _: (
+            step(w, "mood", method="prompt", virtual_tokens="many"),
+            step(w, "story", quantization="deployed", target_modules=5),
+            step(w, "export", quantization="rtn"),
+        ),
+        [
+            "passes.mood.virtual_tokens: Input should be a valid integer, unable to parse string as an integer, "
+            "but got 'many'",
+            "passes.story.target_modules: Input should be a valid list, but got 5",
+            "passes.export.quantization: Input should be a valid dictionary, but got 'rtn'",
+        ],
+    ),
     "texts longer than the context": (
         lambda w, _: data(w, "mood_validation", "pre_process_data_config").update(max_length=129),
         [
