@@ -121,11 +121,18 @@ def _modules(model: Any, base: Path) -> list[str]:
 def _weight_of(name: str, graph: QuantizedGraph) -> Blocks | torch.Tensor | None:
     """The weight of one of the base's layers: blocks, or float32 (out, in) where the graph has widened its heads.
 
-    None where the graph keeps it in float.
+    None where the graph keeps it in float. Parts of one layer that have other bits come as float32.
+
+    Raises OlivalError where the graph keeps only some of a layer's parts in float.
     """
     places = slot_places(name, graph.slots)
-    if not places or any(slot not in graph.weights for slot, _ in places):
+    floats = [slot for slot, _ in places if slot not in graph.weights]
+    if len(floats) == len(places):
         return None
+    if floats:
+        raise OlivalError(
+            f"{name}: the graph keeps {', '.join(floats)} in float and the rest of this layer as integers"
+        )
     slots = graph.slots
     if any("heads" in slots[slot] for slot, _ in places):
         return torch.cat([_narrow(graph, slot, part) for slot, part in places])
@@ -136,6 +143,8 @@ def _weight_of(name: str, graph: QuantizedGraph) -> Blocks | torch.Tensor | None
             if part in (None, other):
                 parts.append(_blocks(graph.weights[slot]).rows(start, start + size))
             start += size
+    if len({(part.bits, part.zeros is None) for part in parts}) > 1:
+        return torch.cat([part.dequantized() for part in parts])
     return joined(parts)
 
 

@@ -14,6 +14,14 @@ from tests.conftest import save_tiny_model
 from tests.passes.conftest import data_config, write_mood_csv
 
 Workflow = dict[str, Any]
+
+
+def options_of_another_kind(workflow: Workflow) -> None:
+    step(workflow, "mood", method="prompt", virtual_tokens="many")
+    step(workflow, "story", quantization="deployed", target_modules=5)
+    step(workflow, "export", quantization="rtn")
+
+
 OPTIONS = (
     "Valid: adapter_name, alpha, baselines, bottleneck_size, compute_dtype, cpu_offload, double_quantization, dropout, "
     "early_stopping, freeze, head_dropout, loss, method, pooling, quantization, rank, rslora, seed, target_modules, "
@@ -140,11 +148,7 @@ CASES: dict[str, tuple[Callable[[Workflow, Path], Any], list[str]]] = {
         ],
     ),
     "options of another kind": (
-        lambda w, _: (
-            step(w, "mood", method="prompt", virtual_tokens="many"),
-            step(w, "story", quantization="deployed", target_modules=5),
-            step(w, "export", quantization="rtn"),
-        ),
+        lambda w, _: options_of_another_kind(w),
         [
             "passes.mood.virtual_tokens: Input should be a valid integer, unable to parse string as an integer, "
             "but got 'many'",
