@@ -17,6 +17,7 @@ import numpy as np
 
 from data.tokenizing import length_sorted_batches, pad_batch, pad_id
 from evaluators.token_scores import Scores, check_finite, score_rows
+from runtime.adapter_source import HEAD_KEY
 from runtime.decoding import TextStream
 from runtime.errors import OlivalError
 from runtime.generation import divide
@@ -84,7 +85,7 @@ class TorchModel:
             else:
                 self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
             if self.info[name]["task"] == "classification":
-                self.heads[name] = load_file(folder / "adapter_model.safetensors")["base_model.model.score.weight"]
+                self.heads[name] = load_file(folder / "adapter_model.safetensors")[HEAD_KEY]
         self.model.eval()
         base_model = self._base_model()
         # PEFT takes one kind in a model, so each of these has a model of its own around the same base

@@ -115,16 +115,26 @@ def linear_layers(folder: Path) -> list[str]:
 
 def linear_modules(folder: Path) -> list[str]:
     """Whole names of the linear layers below the head. Reads config.json alone."""
+    return list(layers_below_head(model_without_weights(folder)))
+
+
+def model_without_weights(folder: Path) -> Any:
+    """A base on the device "meta": its modules and shapes. Reads config.json alone."""
     import torch
     from transformers import AutoConfig
-    from transformers.pytorch_utils import Conv1D
 
     auto_class, options = model_class(folder)
     with torch.device("meta"):
-        model = auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
-    head = model.get_output_embeddings()
-    linear = (torch.nn.Linear, Conv1D)
-    return [n for n, m in model.named_modules() if isinstance(m, linear) and m is not head]
+        return auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
+
+
+def layers_below_head(model: Any) -> dict[str, Any]:
+    """The linear layers of a base by name, Conv1D of GPT-2 among them, without the language-model head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head, linear = model.get_output_embeddings(), (torch.nn.Linear, Conv1D)
+    return {name: m for name, m in model.named_modules() if isinstance(m, linear) and m is not head}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from passes.base_model import load_base, local_folder, quieten_transformers
 from passes.merged_base import changes_from_peft
-from runtime.adapter_source import CONFIG, SCALES_FILE, Scales, Source, read_source
+from runtime.adapter_source import CONFIG, SCALES_FILE, Scales, Source, read_source, stated_config
 from runtime.atomic_file import replacing
 from runtime.errors import OlivalError, PackageError
 from runtime.manifest import base_fingerprint, file_sha256
@@ -57,12 +56,7 @@ class BaseWeights:
 
 def uses_dora(source: Path) -> bool:
     """Whether a folder's adapter_config.json asks for DoRA; what else is wrong with it, reading it says."""
-    file = Path(source) / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        return False
-    return isinstance(config, dict) and config.get("use_dora") is True
+    return stated_config(source).get("use_dora") is True
 
 
 def with_scales(source: Source, weights: BaseWeights) -> Source:

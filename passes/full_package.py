@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from passes.full_weights import HEAD_KEY, replaces_base
+from passes.full_weights import replaces_base
 from passes.merge import add_merged
 from passes.package import write_package
 from runtime.adapter_settings import checked_settings
-from runtime.adapter_source import read_settings
+from runtime.adapter_source import HEAD_KEY, read_settings
 from runtime.errors import PackageError
 from runtime.manifest import base_fingerprint
 

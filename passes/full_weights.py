@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.adapter_source import HEAD_KEY
 from runtime.errors import PackageError
 from runtime.peft_config import FULL
 
 if TYPE_CHECKING:
     import torch
 
-HEAD_KEY = "base_model.model.score.weight"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of shards that are not copied
 
 

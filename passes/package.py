@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import uuid
@@ -21,7 +20,7 @@ from passes.graph.head import add_class_head
 from passes.graph.head_padding import head_layout, mark_slots
 from passes.graph.slots import add_slots
 from passes.graph.virtual_tokens import IS_VIRTUAL, PREFIX_SLOTS, VIRTUAL_BASES, add_virtual_tokens, wanted_slots
-from runtime.adapter_source import read_settings, read_source
+from runtime.adapter_source import read_settings, read_source, stated_config
 from runtime.adapters import install_adapter
 from runtime.atomic_folder import is_result, replace_folder
 from runtime.bottleneck import BOTTLENECK, PEFT_TYPE
@@ -133,12 +132,10 @@ def _extra_slots(sources: Mapping[str, Path]) -> list[str]:
     """Kinds of slots beside LoRA's and virtual tokens' that adapters need; who installs them refuses the unreadable."""
     kinds = set()
     for source in sources.values():
-        config = Path(source) / "adapter_config.json"
         if uses_dora(source):
             kinds.add(DORA)
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if json.loads(config.read_text(encoding="utf-8")).get("peft_type") == PEFT_TYPE:
-                kinds.add(BOTTLENECK)
+        if stated_config(source).get("peft_type") == PEFT_TYPE:
+            kinds.add(BOTTLENECK)
     return sorted(kinds)
 
 

@@ -15,6 +15,7 @@ from runtime.onnx_adapter import MAX_BYTES, MAX_NAME, Damaged, check_shape, read
 from runtime.peft_config import value_problems
 
 CONFIG, WEIGHTS, SETTINGS_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
+HEAD_KEY = "base_model.model.score.weight"  # a classification head (classes, hidden) in WEIGHTS
 SCALES_FILE = "dora_scale.safetensors"  # beside the weights of a DoRA folder; passes.dora writes it
 _MAX_JSON = 1 << 20  # bytes; real ones have a few thousand
 _MAX_TENSORS = 20_000  # the largest models with slots have 2,000
@@ -84,6 +85,16 @@ def read_source(path: Path) -> Source:
             return _read_folder(path.parent)
         return Source(path, "safetensors", *read_safetensors(path))
     raise PackageError(f"{path}: an adapter is a PEFT folder, an .onnx_adapter file or a .safetensors file")
+
+
+def stated_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json as it stands; {} where there is none or no JSON object, which reading the adapter tells."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

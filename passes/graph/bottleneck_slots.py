@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from passes.block_outputs import is_block_output
-from passes.graph.slots import _bias_add, add_optional_input
+from passes.graph.slots import add_optional_input, bias_add, insert_nodes, rename_inputs
 from runtime.bottleneck import BOTTLENECK, PARTS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_bottleneck_slots(model: onnx.ModelProto, slots: Mapping[str, dict[str, A
             continue
         prefix = next(n.name for n in graph.node if f"{slot}.lora_B.weight" in n.input).removesuffix("/lora_B/MatMul")
         last = [n for n in graph.node if n.name.startswith(f"{prefix}/")][-1]
-        last = _bias_add(graph, last, sizes) or last  # where a slot stands before a projection's bias
+        last = bias_add(graph, last, sizes) or last  # where a slot stands before a projection's bias
         y, path, size = last.output[0], f"{prefix}/bottleneck", entry["out"]
         shapes: list[tuple[list[int | str], list[int]]] = [
             (["lora_n", size, f"{slot}.bottleneck"], [1, size, 0]),
@@ -75,11 +75,5 @@ def add_bottleneck_slots(model: onnx.ModelProto, slots: Mapping[str, dict[str, A
         entry["extra"] = [*entry.get("extra", []), BOTTLENECK]
     if all(opset.domain != _CONTRIBUTED for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIBUTED, 1))
-    rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
-    for node in graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = renamed.get(name, name)
-        rewired.node.append(node)
-        rewired.node.extend(added.get(node.name, []))
-    del graph.node[:]
-    graph.node.extend(rewired.node)
+    rename_inputs(graph, renamed)
+    insert_nodes(graph, after=added)

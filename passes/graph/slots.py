@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.adapter_file import MAGNITUDE
@@ -59,7 +59,6 @@ def add_slots(
         PackageError: the graph has no projection with a name of the model builder or of `modules`, the size of one is
             unknown, or precision is "int8" and the graph does not compute in float32.
     """
-    import onnx
     from onnx import helper
 
     graph = model.graph
@@ -81,7 +80,7 @@ def add_slots(
         if not separator or not known or node.op_type not in ("MatMul", "MatMulNBits"):
             continue
         size_in, size_out = _sizes(node, shapes)
-        last = node if dora else _bias_add(graph, node, shapes) or node
+        last = node if dora else bias_add(graph, node, shapes) or node
         y, path = last.output[0], f"{prefix}/lora"
         a, b = f"{slot}.lora_A.weight", f"{slot}.lora_B.weight"
         inserted[last.name] = [
@@ -117,18 +116,34 @@ def add_slots(
             f"the graph has no MatMul named {next(iter(modules), '/model/layers.{l}/{attn|mlp}/{projection}')}/MatMul "
             "to put a slot beside"
         )
-    rewired = onnx.GraphProto()  # protobuf lists have no insert: collect the nodes, then swap the lists
+    for added in inserted.values():  # x may itself be the output of a projection with a slot
+        added[0].input[0] = renamed.get(added[0].input[0], added[0].input[0])
+    rename_inputs(graph, renamed)
+    insert_nodes(graph, after=inserted)
+    return slots
+
+
+def rename_inputs(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Lets every node read new values in the place of old ones."""
     for node in graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = renamed.get(name, name)
-        rewired.node.append(node)
-        added = inserted.get(node.name, [])
-        if added and added[0].input[0] in renamed:  # x is itself the output of a projection with a slot
-            added[0].input[0] = renamed[added[0].input[0]]
-        rewired.node.extend(added)
+        for place, name in enumerate(node.input):
+            if name in renamed:
+                node.input[place] = renamed[name]
+
+
+def insert_nodes(
+    graph: onnx.GraphProto,
+    after: Mapping[str, Sequence[onnx.NodeProto]],
+    before: Mapping[str, Sequence[onnx.NodeProto]] | None = None,
+    front: Sequence[onnx.NodeProto] = (),
+) -> None:
+    """Puts new nodes in front of all, and before and behind those that are named."""
+    rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
+    rewired.node.extend(front)
+    for node in graph.node:
+        rewired.node.extend([*(before or {}).get(node.name, ()), node, *after.get(node.name, ())])
     del graph.node[:]
     graph.node.extend(rewired.node)
-    return slots
 
 
 def add_optional_input(
@@ -176,7 +191,7 @@ def _sizes(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> tuple[int, int
     return shape[0], shape[1]
 
 
-def _bias_add(graph: onnx.GraphProto, matmul: onnx.NodeProto, shapes: dict[str, list[int]]) -> onnx.NodeProto | None:
+def bias_add(graph: onnx.GraphProto, matmul: onnx.NodeProto, shapes: dict[str, list[int]]) -> onnx.NodeProto | None:
     """The Add of a constant vector right behind `matmul`, if there is one."""
     users = [n for n in graph.node if matmul.output[0] in n.input]
     if len(users) == 1 and users[0].op_type == "Add" and any(len(shapes.get(i, [])) == 1 for i in users[0].input):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.graph.head_padding import head_size
-from passes.graph.slots import add_optional_input
+from passes.graph.slots import add_optional_input, insert_nodes, rename_inputs
+from runtime.adapter_source import stated_config
 from runtime.errors import PackageError
 from runtime.virtual_tokens import ACTIVE, EMBEDDING, kind_of
 
@@ -30,14 +31,7 @@ _INT64, _BOOL = 7, 9  # onnx.TensorProto's numbers
 
 def wanted_slots(adapters: Iterable[Path]) -> list[str]:
     """What of SLOTS and PREFIX_SLOTS trained adapters (PEFT folders) need."""
-    kinds = set()
-    for folder in adapters:
-        path = Path(folder) / "adapter_config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
-            config = {}  # who installs the adapter says what is wrong with it
-        kinds.add(kind_of(config) if isinstance(config, dict) else None)
+    kinds = {kind_of(stated_config(folder)) for folder in adapters}
     return [SLOTS] * bool(kinds & {"prompt", "prefix"}) + [PREFIX_SLOTS] * ("prefix" in kinds)
 
 
@@ -113,7 +107,7 @@ def add_virtual_tokens(model: onnx.ModelProto, base: Path, padding: Mapping[str,
         "/virtual/embedding/MatMul",
     )
     replaced = node(inserted[last.name], "Where", [chosen, found, last.output[0]], "/virtual/embedding/Where")
-    _rename(graph, last.output[0], replaced)
+    rename_inputs(graph, {last.output[0]: replaced})
 
     layout: dict[str, Any] = {"first_id": first_id}
     before: dict[str, list[onnx.NodeProto]] = {}  # name of the node to precede -> new nodes
@@ -140,12 +134,7 @@ def add_virtual_tokens(model: onnx.ModelProto, base: Path, padding: Mapping[str,
                 f"the graph has {len(layout['prefix']['layers'])} GroupQueryAttention nodes, but the base has "
                 f"{config['num_hidden_layers']} layers"
             )
-    rewired = type(graph)()  # protobuf lists have no insert: collect the nodes, then swap the lists
-    rewired.node.extend(front)
-    for existing in graph.node:
-        rewired.node.extend([*before.get(existing.name, []), existing, *inserted.get(existing.name, [])])
-    del graph.node[:]
-    graph.node.extend(rewired.node)
+    insert_nodes(graph, inserted, before, front)
     return layout
 
 
@@ -167,13 +156,6 @@ def _embedding(graph: onnx.GraphProto, scaled: bool) -> tuple[onnx.NodeProto, on
     if scaled:
         last = next(n for n in graph.node if last.output[0] in n.input and n.op_type == "Mul")
     return readers[0], last
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for user in graph.node:
-        for place, name in enumerate(user.input):
-            if name == old:
-                user.input[place] = new
 
 
 def _prefix_layout(base: Path, config: Mapping[str, Any], padding: Mapping[str, Any] | None) -> dict[str, Any]:

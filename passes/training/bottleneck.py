@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from passes.block_outputs import is_block_output
 from passes.training.settings import AdapterSettings
+from runtime.adapter_source import HEAD_KEY
 from runtime.bottleneck import ACTIVATION, PARTS, PEFT_TYPE
 from runtime.errors import OlivalError
 
@@ -118,7 +119,7 @@ def load_bottlenecks(folder: Path, layers: Mapping[str, Any], device: Any) -> di
                 found = "is missing" if value is None else f"has shape {list(value.shape)}"
                 raise OlivalError(f"{folder}: {name}.{part} {found}, but the base takes {list(parameter.shape)}")
             parameter.data.copy_(value)
-    if others := [name for name in tensors if name != f"{_PREFIX}score.weight"]:
+    if others := [name for name in tensors if name != HEAD_KEY]:
         raise OlivalError(f"{folder}: holds {others[0]}, which is of no layer of the base")
     return result
 

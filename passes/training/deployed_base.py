@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from passes.base_model import local_folder, model_class
+from passes.base_model import layers_below_head, local_folder, model_class
 from passes.graph.builder import build_base
 from passes.graph.checks import check_precision, engine_of
 from passes.graph.head_padding import head_layout, mark_slots
@@ -92,7 +91,7 @@ def load_deployed(base: Path, quantized: Path, compute_dtype: str = "float32") -
     model.requires_grad_(False)
     graph = read_quantized(quantized / "model.onnx", _modules(model, base))
     mark_slots(graph.slots, head_layout(json.loads((base / "config.json").read_text(encoding="utf-8"))))
-    for name, module in _linear_layers(model):
+    for name, module in layers_below_head(model).items():
         if (weight := _weight_of(name, graph)) is not None:
             bias = getattr(module, "bias", None)  # filled in below
             _replace(model, name, _layer(weight, bias, dtype))
@@ -107,15 +106,9 @@ def load_deployed(base: Path, quantized: Path, compute_dtype: str = "float32") -
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _linear_layers(model: Any) -> list[tuple[str, Any]]:
-    """All but the language-model head."""
-    head = model.get_output_embeddings()
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-
-
 def _modules(model: Any, base: Path) -> list[str]:
     """What `passes.graph.torch_export.export_base` returned for this base; [] for one of the builder."""
-    return [name for name, _ in _linear_layers(model)] if engine_of(base) == "onnxruntime" else []
+    return list(layers_below_head(model)) if engine_of(base) == "onnxruntime" else []
 
 
 def _weight_of(name: str, graph: QuantizedGraph) -> Blocks | torch.Tensor | None:
@@ -178,9 +171,9 @@ def _layer(weight: Blocks | torch.Tensor, bias: Any, dtype: torch.dtype) -> nn.L
     return layer
 
 
-def _replace(model: Any, name: str, layer: nn.Module) -> None:
+def _replace(model: Any, name: str, part: nn.Module | nn.Parameter) -> None:
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
+    setattr(model.get_submodule(parent), leaf, part)
 
 
 def _fill(model: Any, base: Path, dtype: torch.dtype) -> None:
@@ -191,7 +184,8 @@ def _fill(model: Any, base: Path, dtype: torch.dtype) -> None:
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118, for it is no dict
                 for name in {key, f"{prefix}{key}", key.removeprefix(prefix)} & missing:
-                    _set_parameter(model, name, tensors.get_tensor(key).to(dtype))
+                    value = tensors.get_tensor(key).to(dtype)
+                    _replace(model, name, nn.Parameter(value, requires_grad=False))
                     missing.discard(name)
     tied = model.get_output_embeddings()
     if tied is not None and "lm_head.weight" in missing:  # a float head that is the embedding
@@ -199,11 +193,6 @@ def _fill(model: Any, base: Path, dtype: torch.dtype) -> None:
         missing.discard("lm_head.weight")
     if missing:
         raise OlivalError(f"{base}: its weights lack {', '.join(sorted(missing)[:5])}, which the graph does not hold")
-
-
-def _set_parameter(model: Any, name: str, value: torch.Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
 
 
 def main(arguments: list[str]) -> int:

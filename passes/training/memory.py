@@ -92,17 +92,12 @@ def estimate(shape: Shape, plan: Plan) -> Estimate:
 
 def shape_of(folder: Path) -> Shape:
     """Counts a base's layers; reads config.json alone and holds no weights."""
-    import torch
-    from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
-    from passes.base_model import model_class
+    from passes.base_model import layers_below_head, model_without_weights
 
-    auto_class, options = model_class(folder)
-    with torch.device("meta"):
-        model: Any = auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
-    head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
+    model: Any = model_without_weights(folder)
+    layers = list(layers_below_head(model).values())
     # (inputs, outputs); Conv1D of GPT-2 holds its weight the other way round
     sizes = [tuple(m.weight.shape) if isinstance(m, Conv1D) else tuple(m.weight.shape)[::-1] for m in layers]
     linear = sum(int(m.weight.numel()) for m in layers)

@@ -38,6 +38,7 @@ from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
 from passes.training.trainer import AdapterTrainer, StopsWhereItWouldHave
 from passes.training.validation import DocumentScores, ReportValidation
+from runtime.adapter_source import HEAD_KEY
 from runtime.classification import sigmoid
 from runtime.errors import OlivalError
 
@@ -148,7 +149,7 @@ def train_adapter(
         result = trainer.train_on(kept)
     weights = adapted.weights()
     if label_names is not None:
-        weights["base_model.model.score.weight"] = model.score.weight.detach().float().contiguous().cpu()
+        weights[HEAD_KEY] = model.score.weight.detach().float().contiguous().cpu()
     if not all(torch.isfinite(value).all() for value in [torch.tensor(result.training_loss), *weights.values()]):
         raise OlivalError(
             f"adapter '{settings.adapter_name}': the training diverged, its loss is {result.training_loss:g}; a lower "

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from evaluators.torch_model import TorchModel
-from passes.full_weights import HEAD_KEY
 from passes.merge import merge_adapter
 from passes.multi_adapter_export import export
 from passes.package import write_package
 from passes.training.full import FullAdapted
 from passes.training.settings import AdapterSettings
 from passes.training.train import train_adapter
+from runtime.adapter_source import HEAD_KEY
 from runtime.adapters import add_adapter, main
 from runtime.errors import PackageError
 from runtime.manifest import base_fingerprint, read_manifest
