@@ -149,11 +149,11 @@ def markdown(seeds: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"| {s['seed']} | {s['random_best']:.4f} | {len(s['trials']['random'])}, {s['random_seconds']:.0f} s | "
             f"{had['trials']}, {had['seconds']:.0f} s | {after} | {s['pruned_stopped']} | "
-            f"{'-' if s['ratio'] is None else format(s['ratio'], '.2f')} |"
+            f"{'-' if s['ratio'] is None else format(s['ratio'], '.3f')} |"
         )
     ratios = sorted(math.inf if s["ratio"] is None else s["ratio"] for s in seeds)
     median, worst = ratios[len(ratios) // 2], ratios[-1]
-    return "\n".join([*lines, "", f"Median of the ratios {median:.2f}, worst {worst:.2f} (target: at most 0.33)."])
+    return "\n".join([*lines, "", f"Median of the ratios {median:.3f}, worst {worst:.3f} (target: at most 0.33)."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
