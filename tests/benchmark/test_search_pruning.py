@@ -19,8 +19,8 @@ def test_the_share_of_time_until_the_best() -> None:
     never = compared({"random": random, "pruned": [trial(10, 0.85)]})
     assert never["reached"] is None and never["ratio"] is None
     text = markdown([{"seed": 0, **found}, {"seed": 1, **never}, {"seed": 2, **found}])
-    assert "| 0 | 0.9000 | 3, 40 s | 2, 20 s | 3 trials, 16 s | 1 | 0.40 |" in text
-    assert "| not in that time |" in text and "Median of the ratios 0.40, worst inf (target: at most 0.33)." in text
+    assert "| 0 | 0.9000 | 3, 40 s | 2, 20 s | 3 trials, 16 s | 1 | 0.400 |" in text
+    assert "| not in that time |" in text and "Median of the ratios 0.400, worst inf (target: at most 0.33)." in text
 
 
 def test_its_spaces_are_right(tmp_path: Path) -> None:
