@@ -13,13 +13,15 @@ from data.examples import ClassificationData, GenerationData, MultiLabelData, lo
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
 from passes.training.head_settings import HeadSettings
+from passes.training.processes import launch_settings
 from passes.training.settings import CHECKPOINTING, AdapterSettings
-from passes.training.store import adapter_key, find_or_make, store_folder
+from passes.training.store import adapter_key, cache_folder, find_or_make, store_folder
 from runtime.atomic_file import write_text
 from runtime.errors import DataError
 from runtime.manifest import base_fingerprint
 
 ATTRIBUTE = "workspace_adapters"  # model attribute: {adapter name: folder in the adapter store}
+PROCESSES = ("processes", "accelerate_config")  # options of where a training runs, not of what it learns
 BASE_ATTRIBUTE = "workspace_base"  # model attribute of a package: the base folder that its adapters were trained on
 
 
@@ -53,9 +55,18 @@ def run_adapter_pass(
     )
 
     def make(folder: Path, checkpoints: Path) -> None:
+        if launch_settings(settings) is not None:
+            from passes.training.launch import Job, train_in_processes
+
+            if settings.deployed is not None:
+                from passes.training.deployed_base import quantized_base
+
+                quantized_base(base, settings.deployed, cache_folder())  # once, for all of them
+            job = Job(folder, base, settings, train_data, validation_data, head, checkpoints)
+            return train_in_processes(job)
         from passes.training.train import train_adapter
 
-        train_adapter(folder, base, settings, train_data, validation_data, head, checkpoints)
+        return train_adapter(folder, base, settings, train_data, validation_data, head, checkpoints)
 
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
@@ -71,9 +82,13 @@ def run_adapter_pass(
 
 
 def _deciding(settings: AdapterSettings) -> dict[str, Any]:
-    """Settings that the result depends on. Checkpointing changes memory alone: a training that ran out goes on."""
+    """Settings that the result depends on. Checkpointing changes memory alone: a training that ran out goes on.
+
+    Several processes train what one does, but for the order of sums and the numbers that dropout draws.
+    """
     given = {name: value for name, value in settings.training_args.items() if name not in CHECKPOINTING}
-    return {**dataclasses.asdict(settings), "training_args": given}
+    values = dataclasses.asdict(settings)
+    return {**{name: values[name] for name in values if name not in PROCESSES}, "training_args": given}
 
 
 def _add_baselines(

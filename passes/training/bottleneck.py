@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from passes.block_outputs import is_block_output
 from passes.training.settings import AdapterSettings
+from passes.training.sharded import whole
 from runtime.adapter_source import HEAD_KEY
 from runtime.bottleneck import ACTIVATION, PARTS, PEFT_TYPE
 from runtime.errors import OlivalError
@@ -64,7 +65,7 @@ class BottleneckAdapted:
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {
-            f"{_PREFIX}{name}.{part}": value.detach().float().contiguous().cpu()
+            f"{_PREFIX}{name}.{part}": whole(value.detach()).float().contiguous().cpu()
             for name, layer in self.layers.items()
             for part, value in layer.bottleneck.parts().items()
         }

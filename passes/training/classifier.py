@@ -7,6 +7,7 @@ from torch import nn
 
 from passes.training.losses import CrossEntropy
 from passes.training.pooling import pooled_features
+from passes.training.shared_batches import all_rows
 
 HEAD_INIT_STD = 0.02  # standard deviation of the head's initial weights, as in GPT-2
 
@@ -16,6 +17,9 @@ class PooledClassifier(nn.Module):
 
     forward: input_ids and attention_mask (batch, seq), labels (batch,) -> {"loss": scalar, "logits": (batch, classes)};
     index (batch,), which says what rows these are, comes back as it is; teacher (batch, classes) is for a distillation.
+
+    Where several processes share a batch, batch_rows (scalar) says how many rows the whole has: loss, logits and index
+    are then of all of them, see `passes.training.shared_batches`.
     """
 
     def __init__(
@@ -48,9 +52,16 @@ class PooledClassifier(nn.Module):
         labels: torch.Tensor | None = None,
         index: torch.Tensor | None = None,
         teacher: torch.Tensor | None = None,
+        batch_rows: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         features = pooled_features(self.model, input_ids, attention_mask, self.pooling)
         logits = self.score(self.dropout(features.to(self.score.weight.dtype)))
+        if batch_rows is not None:
+            rows = int(batch_rows)
+            features, logits = all_rows(features, rows), all_rows(logits, rows)
+            labels, index, teacher = (
+                None if given is None else all_rows(given, rows) for given in (labels, index, teacher)
+            )
         output = {"logits": logits} if index is None else {"logits": logits, "index": index}
         if labels is None:
             return output

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from passes.training.settings import AdapterSettings
+from passes.training.sharded import whole
 from runtime.peft_config import FULL
 
 
@@ -35,7 +36,7 @@ class FullAdapted:
 
     def weights(self) -> dict[str, torch.Tensor]:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return {name: p.detach().float().contiguous().cpu() for name, p in trained.items()}
+        return {name: whole(p.detach()).float().contiguous().cpu() for name, p in trained.items()}
 
     def save_config(self, folder: Path, base: Path) -> None:
         config = {"peft_type": FULL, "freeze": self.freeze, "base_model_name_or_path": str(base)}

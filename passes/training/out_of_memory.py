@@ -23,8 +23,12 @@ _SMALLEST_LENGTH = 32  # tokens; shorter rows say little
 _CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")
 
 
-class OutOfMemory(OlivalError):
-    """A training that did not fit into memory; what it had done is kept."""
+class StoppedTraining(OlivalError):
+    """A training that ended before its time; what it had done is kept."""
+
+
+class OutOfMemory(StoppedTraining):
+    """A training that did not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Situation:
     free: float  # bytes, before the base was loaded
     whole: float  # bytes of the machine, the container or the GPU
     nf4: str | None = "quantization nf4"  # how the options say it, where the method takes it
+    processes: int = 1  # which share a batch; the plan is of one of them
 
     def warning(self) -> str | None:
         """What to say before the training where it needs more than is free."""
@@ -55,11 +60,12 @@ class Situation:
             if steps
             else "There was no checkpoint yet"
         )
+        shared = f", shared by {self.processes} processes," if self.processes > 1 else ""
         less = "" if need.total > self.free else "; it failed all the same, as the estimate is rough"
         return OutOfMemory(
             f"adapter '{self.adapter_name}': out of memory while training with per_device_train_batch_size "
-            f"{self.plan.batch} on rows of up to {self.plan.length} tokens: {self._need(need)}{less}."
-            f"{self._options(need)}\n{kept}; finished adapters are kept."
+            f"{self.plan.batch * self.processes}{shared} on rows of up to {self.plan.length} tokens: "
+            f"{self._need(need)}{less}.{self._options(need)}\n{kept}; finished adapters are kept."
         )
 
     def _need(self, need: Estimate) -> str:
@@ -92,7 +98,7 @@ class Situation:
         yield from self._shorter_rows(plan, most, "")
         least = replace(small, checkpointing=True, batch=1)
         quantized = f"{self.nf4}, " if small is not plan else ""
-        others = f"{quantized}{checkpointing}, {batch} 1"
+        others = f"{quantized}{checkpointing}, {batch} {self.processes}"
         yield f"{others} with gradient_accumulation_steps {plan.batch * self.accumulation}", least
         yield from self._shorter_rows(least, most, f"{others} and ")
 
@@ -102,7 +108,10 @@ class Situation:
         while size >= 1:
             smaller = replace(plan, batch=size)
             if size * steps == plan.batch * self.accumulation and _total(self.shape, smaller) <= most:
-                yield f"{words} {size} with gradient_accumulation_steps {steps} (the same result)", smaller
+                yield (
+                    f"{words} {size * self.processes} with gradient_accumulation_steps {steps} (the same result)",
+                    smaller,
+                )
                 return
             size, steps = size // 2, steps * 2
 
@@ -122,6 +131,7 @@ def situation(
     rows: Sequence[Mapping[str, Any]],
     memory: tuple[float, float],
     responses: bool = True,
+    processes: int = 1,
 ) -> Situation:
     """What `train_adapter` is about to do.
 
@@ -130,8 +140,11 @@ def situation(
         rows: tokenized, with input_ids and labels: a list where text is generated.
         memory: `passes.training.memory.free_bytes` before the base was loaded.
         responses: generation computes the logits of responses alone, see `passes.training.response_logits`.
+        processes: that train together; on the CPU they share the memory.
     """
-    given = {**DEFAULT_ARGUMENTS, **settings.training_args}
+    import torch
+
+    given, (free, total) = {**DEFAULT_ARGUMENTS, **settings.training_args}, memory
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     whole = shape_of(base)
     own = (whole.linear + whole.other) if settings.method == "full" else 0
@@ -140,7 +153,7 @@ def situation(
     virtual = settings.virtual_tokens if settings.method in VIRTUAL else 0
     length = max(len(row["input_ids"]) for row in rows) + virtual
     plan = Plan(
-        batch=int(given["per_device_train_batch_size"]),
+        batch=-(-int(given["per_device_train_batch_size"]) // processes),
         length=length,
         learned=max(
             (sum(label != IGNORE for label in labels) if responses else length for labels in learns), default=0
@@ -160,7 +173,9 @@ def situation(
         whole,
         plan,
         int(given.get("gradient_accumulation_steps", 1)),
-        *memory,
+        free if torch.cuda.is_available() else free / processes,
+        total,
+        processes=processes,
         nf4=nf4.get(settings.method or "", "quantization nf4"),
     )
 

@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 
 from passes.base_model import is_encoder
 from passes.training.settings import AdapterSettings
+from passes.training.sharded import whole
 
 
 class PeftAdapted:
@@ -37,7 +38,7 @@ class PeftAdapted:
             _start_from_words(self.model)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {k: v.float().contiguous().cpu() for k, v in get_peft_model_state_dict(self.model).items()}
+        return {k: whole(v).float().contiguous().cpu() for k, v in get_peft_model_state_dict(self.model).items()}
 
     def save_config(self, folder: Path, base: Path) -> None:
         config = self.model.peft_config["default"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from passes.base_model import BITSANDBYTES, DEPLOYED, QUANTIZATIONS
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
 from passes.training.methods import METHODS, chosen_method, freeze_problems, method_problems
+from passes.training.processes import launch_problems
 from passes.training.schedule import CYCLICAL, CyclicalSchedule
 from runtime.errors import nearest
 
@@ -65,6 +66,8 @@ class AdapterSettings:
     compute_dtype: str = "float32"
     cpu_offload: bool = False
     seed: int = 0
+    processes: int = 1
+    accelerate_config: str | None = None
     training_args: dict[str, Any] = field(default_factory=dict)
     early_stopping: dict[str, Any] | None = None
     deployed: dict[str, Any] | None = None  # of passes.training.deployed_base.deployed_options
@@ -122,6 +125,10 @@ def adapter_options() -> dict[str, Any]:
         "compute_dtype": option(str, "compute_dtype", f"One of {', '.join(COMPUTE_DTYPES)}."),
         "cpu_offload": option(bool, "cpu_offload", "Keep what the GPU has no room for in main memory."),
         "seed": option(int, "seed", "Seed of initialization, shuffling and dropout."),
+        "processes": option(int, "processes", "How many processes train together and share each batch."),
+        "accelerate_config": option(
+            str, "accelerate_config", "Configuration file of accelerate, for GPUs, FSDP and machines; or null."
+        ),
         "training_args": PassConfigParam(
             type_=dict, default_value=None, description="Arguments of transformers' TrainingArguments."
         ),
@@ -154,6 +161,9 @@ def training_arguments(settings: AdapterSettings, checkpoints: Path, evaluate: b
         "logging_strategy": "epoch",
         "use_cpu": not torch.cuda.is_available(),
         "seed": settings.seed,
+        # of several processes; see passes/training/trainer.py for what they need not send each other
+        "ddp_find_unused_parameters": settings.method == "full",
+        "save_on_each_node": True,
         **(_full_arguments(settings) if settings.method == "full" else {}),
         **settings.training_args,
         **(
@@ -170,7 +180,10 @@ def training_arguments(settings: AdapterSettings, checkpoints: Path, evaluate: b
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return TrainingArguments(**values)
+    arguments = TrainingArguments(**values)
+    if arguments.n_gpu > 1:  # one process, which transformers would have train on all GPUs, with other batches
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _full_arguments(settings: AdapterSettings) -> dict[str, Any]:
@@ -227,6 +240,7 @@ def settings_problems(config: Any, task: str) -> list[str]:
             problems.append(
                 "compute_dtype: 'float16' is not for method 'full', small gradients vanish in it; take bfloat16"
             )
+    problems += launch_problems(config, task)
     validated, given = config.validation_data_config is not None, config.training_args or {}
     problems += early_stopping_problems(config.early_stopping, task, validated, given)
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}

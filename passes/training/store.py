@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from passes.training.out_of_memory import OutOfMemory
+from passes.training.out_of_memory import StoppedTraining
 from runtime.errors import OlivalError
 
 UNFINISHED = ".unfinished-"  # after an adapter's folder name; the number of the process that trains it ends the name
@@ -63,7 +63,7 @@ def find_or_make(store: Path, name: str, key: str, make: Callable[[Path, Path], 
             return folder, True
         os.replace(work, folder)
     except BaseException as error:
-        if isinstance(error, OlivalError) and not isinstance(error, OutOfMemory):
+        if isinstance(error, OlivalError) and not isinstance(error, StoppedTraining):
             raise  # the training is wrong in itself, and would be so again
         finished = not any(checkpoints.glob("checkpoint-*"))
         raise

@@ -33,6 +33,8 @@ from passes.training.out_of_memory import explained, situation
 from passes.training.progress import ProgressBar
 from passes.training.response_logits import keep_response_logits
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
+from passes.training.sharded import whole
+from passes.training.shared_batches import own_share
 from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
@@ -73,7 +75,8 @@ def train_adapter(
 
     curves.png and the folder tensorboard show how the training went. A classification adapter has a head `score.weight`
     (classes, hidden) in the same safetensors file. `checkpoints` is the folder of the training's checkpoints; it goes
-    on from the newest one. Without such a folder they are removed in the end.
+    on from the newest one. Without such a folder they are removed in the end. Where several processes train together,
+    all call this alike, and one of each machine writes.
 
     Raises OutOfMemory when memory runs out, and OlivalError when loss or weights are no longer numbers.
     """
@@ -120,19 +123,22 @@ def train_adapter(
                 some[:] = [{**row, "teacher": said[row["document"]]} for row in some]
     kept = checkpoints or folder / "checkpoints"
     throughput = Throughput()
+    arguments = training_arguments(settings, kept, held_out is not None)
     trainer = AdapterTrainer(
         model=model,
-        args=training_arguments(settings, kept, held_out is not None),
+        args=arguments,
         cycles=cyclical_schedule(settings),
         train_dataset=Rows(rows),
         eval_dataset=Rows([{**row, "index": i} for i, row in enumerate(held_out)]) if held_out is not None else None,
-        data_collator=lambda batch: _collate(batch, pad_id(tokenizer), len(label_names or [])),
+        data_collator=lambda batch: _collate(
+            batch, pad_id(tokenizer), len(label_names or []), arguments.process_index, arguments.world_size
+        ),
         # without scores the Trainer keeps the loss alone: logits of generated text are as wide as the vocabulary
         compute_metrics=_scores(held_out, validation_data, label_names),
         callbacks=[
             ReportValidation(settings.adapter_name, label_names is None),
             ProgressBar(settings.adapter_name),
-            TensorBoardCallback(SummaryWriter(str(kept / "tensorboard"))),
+            *([TensorBoardCallback(SummaryWriter(str(kept / "tensorboard")))] if arguments.should_save else []),
             throughput,
             *_early_stopping(settings),
         ],
@@ -145,17 +151,23 @@ def train_adapter(
             "computes the same and pages nothing",
             file=sys.stderr,
         )
-    with explained(situation(base, settings, model, rows, memory, responses), kept):
+    processes = arguments.world_size
+    with explained(situation(base, settings, model, rows, memory, responses, processes), kept):
         result = trainer.train_on(kept)
     weights = adapted.weights()
     if label_names is not None:
-        weights[HEAD_KEY] = model.score.weight.detach().float().contiguous().cpu()
+        weights[HEAD_KEY] = whole(model.score.weight.detach()).float().contiguous().cpu()
     if not all(torch.isfinite(value).all() for value in [torch.tensor(result.training_loss), *weights.values()]):
         raise OlivalError(
             f"adapter '{settings.adapter_name}': the training diverged, its loss is {result.training_loss:g}; a lower "
             f"training_args.learning_rate than {trainer.args.learning_rate:g} may help"
         )
 
+    thresholds = None
+    if isinstance(train_data, MultiLabelData):
+        thresholds = _thresholds(trainer, held_out, validation_data, train_data.label_names)
+    if not arguments.should_save:  # another process of this machine writes the adapter
+        return
     adapted.save_config(folder, base)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     description: dict[str, Any] = {
@@ -169,8 +181,8 @@ def train_adapter(
         "metrics": {},
         **({"deployed": settings.deployed} if settings.deployed else {}),
     }
-    if isinstance(train_data, MultiLabelData):
-        description["thresholds"] = _thresholds(trainer, held_out, validation_data, train_data.label_names)
+    if thresholds is not None:
+        description["thresholds"] = thresholds
     _write_json(folder / "adapter.json", description)
     samples = parity_samples(held_out or rows, PARITY_SAMPLES[description["task"]])
     (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
@@ -190,6 +202,7 @@ def train_adapter(
         "training_loss": result.training_loss,
         "steps": trainer.state.global_step,
         "resumed_from_step": trainer.resumed_from_step,
+        **({"processes": processes} if processes > 1 else {}),
         **throughput.record(),
         "best": _best(trainer),
         "overfitting": evidence,
@@ -284,8 +297,13 @@ def _thresholds(
     return best_thresholds(sigmoid(logits), data.label_matrix(label_names))
 
 
-def _collate(batch: list[dict[str, Any]], padding: int, classes: int) -> dict[str, torch.Tensor]:
-    """`classes` is 0 where text is generated."""
+def _collate(
+    batch: list[dict[str, Any]], padding: int, classes: int, rank: int = 0, processes: int = 1
+) -> dict[str, torch.Tensor]:
+    """`classes` is 0 where text is generated. Of several processes, each gets its share."""
+    rows = len(batch)
+    if processes > 1:
+        batch = own_share(batch, rank, processes)
     if classes:
         arrays = pad_batch([row["input_ids"] for row in batch], padding)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -299,6 +317,8 @@ def _collate(batch: list[dict[str, Any]], padding: int, classes: int) -> dict[st
             tensors["index"] = torch.tensor([row["index"] for row in batch])
         if "teacher" in batch[0]:
             tensors["teacher"] = torch.tensor([row["teacher"] for row in batch])
+        if processes > 1:
+            tensors["batch_rows"] = torch.tensor(rows)
         return tensors
     arrays = pad_batch([(row["input_ids"], row["labels"]) for row in batch], padding)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

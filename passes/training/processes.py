@@ -1,0 +1,178 @@
+"""The options `processes` and `accelerate_config`: how many processes train, and what goes not with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import nearest
+
+if TYPE_CHECKING:
+    from passes.training.settings import AdapterSettings
+
+FSDP = "FSDP"
+# distributed_type of a config file of accelerate; the first two say one process, or one for each that MPI starts
+KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", FSDP)
+FSDP_STATE = "FULL_STATE_DICT"
+# training_args that several processes do not take
+_ALONE = {
+    "accelerator_config": "the workspace shares batches among the processes",
+    "auto_find_batch_size": "each process would find another size",
+    "deepspeed": "DeepSpeed is not supported",
+    "fsdp": "write it into accelerate_config",
+    "fsdp_config": "write it into accelerate_config",
+    "parallelism_config": "processes share batches, not models; a sharded model is FSDP in accelerate_config",
+}
+
+
+def launch_settings(settings: AdapterSettings | Any) -> dict[str, Any] | None:
+    """The configuration of accelerate that a training is launched with; None where it runs in this process.
+
+    `settings` may be Olive's pass configuration; its values have no `launch_problems`.
+    """
+    if settings.accelerate_config is not None:
+        given = _read(Path(settings.accelerate_config))
+    elif settings.processes > 1:
+        given = {"num_processes": settings.processes}
+    else:
+        return None
+    values = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}
+    values |= given
+    if values.get("distributed_type") != FSDP:
+        # MULTI_GPU is what makes accelerate start processes by torch; without GPUs they compute on the CPU
+        values["distributed_type"] = "MULTI_GPU"
+    if values["num_machines"] == 1:
+        values.setdefault("main_process_port", 0)  # any that is free
+    return values
+
+
+def number_of_processes(settings: AdapterSettings | Any) -> int:
+    """Of all machines together."""
+    launch = launch_settings(settings)
+    return int(launch["num_processes"]) if launch else 1
+
+
+def launch_problems(config: Any, task: str) -> list[str]:
+    """What is wrong with the two options, and with others beside them; each line starts with an option's name.
+
+    Args:
+        config: pass config object.
+        task: "classification" or "generation".
+    """
+    problems = []
+    if isinstance(config.processes, bool) or not isinstance(config.processes, int) or config.processes < 1:
+        problems.append(f"processes: must be a whole number, 1 or more, but got {config.processes!r}")
+    if config.accelerate_config is not None:
+        problems += _file_problems(config)
+    if problems or (launch := launch_settings(config)) is None:
+        return problems
+    processes, given = int(launch["num_processes"]), config.training_args or {}
+    problems += [
+        f"training_args.{name}: goes not with several processes, {why}"
+        for name, why in _ALONE.items()
+        if given.get(name)
+    ]
+    batch = given.get("per_device_train_batch_size")
+    if isinstance(batch, int) and batch < processes:
+        problems.append(
+            f"training_args.per_device_train_batch_size: the {processes} processes share its {batch} rows, so it must "
+            f"be {processes} or more"
+        )
+    if given.get("average_tokens_across_devices") is False:
+        problems.append("training_args.average_tokens_across_devices: must be true with several processes")
+    if given.get("train_sampling_strategy") == "batch_rebalance":
+        problems.append(
+            "training_args.train_sampling_strategy: 'batch_rebalance' gives the processes other batches than one has; "
+            "Valid: group_by_length, random, sequential"
+        )
+    if given.get("label_smoothing_factor") and task == "classification":
+        problems.append(
+            "training_args.label_smoothing_factor: is of each process's rows alone; take "
+            "loss: {'type': 'cross_entropy', 'label_smoothing': ...}"
+        )
+    if config.cpu_offload:
+        problems.append("cpu_offload: goes not with several processes, each of which would take the same memory")
+    return problems + _gpu_problems(config, launch)
+
+
+def _file_problems(config: Any) -> list[str]:
+    """Of a configuration file of accelerate: what is wrong in it, and what this workspace does not take."""
+    file = Path(config.accelerate_config)
+    if not file.is_file():
+        siblings = [str(p) for p in file.parent.glob("*.*")] if file.parent.is_dir() else []
+        return [f"accelerate_config: there is no file '{file}' (from {Path.cwd()}); {nearest(str(file), siblings)}"]
+    where = f"accelerate_config: {file}"
+    try:
+        values = _read(file)
+    except (OSError, ValueError) as error:
+        return [f"{where}: cannot be read: {str(error).splitlines()[0]}"]
+    problems = []
+    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        problems.append(f"{where}: compute_environment must be LOCAL_MACHINE, but is {values['compute_environment']!r}")
+    kind = values.get("distributed_type", "NO")
+    if kind not in KINDS:
+        problems.append(f"{where}: distributed_type {kind!r} is not supported; {nearest(kind, KINDS)}")
+    number = values.get("num_processes")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        problems.append(f"{where}: num_processes must be a whole number, 1 or more, but is {number!r}")
+    elif config.processes not in (1, number):
+        problems.append(
+            f"processes: {config.processes}, but {file} says num_processes {number}; leave processes out, or let the "
+            "two agree"
+        )
+    if str(values.get("mixed_precision") or "no") != "no":
+        problems.append(
+            f"{where}: mixed_precision {values['mixed_precision']!r} would change what is trained; leave it out and "
+            "take compute_dtype"
+        )
+    if kind == FSDP:
+        problems += [f"{where}: {problem}" for problem in _fsdp_problems(values)]
+        if config.quantization is not None or config.method == "qlora":
+            problems.append("quantization: goes not with FSDP, which shards weights of one dtype")
+    return problems
+
+
+def _fsdp_problems(values: Mapping[str, Any]) -> list[str]:
+    import torch
+
+    options = values.get("fsdp_config") or {}
+    problems = []
+    if int(options.get("fsdp_version", 1)) != 2:
+        problems.append("fsdp_config.fsdp_version must be 2, whose weights can have gradients one by one")
+    if options.get("fsdp_state_dict_type", FSDP_STATE) != FSDP_STATE:
+        problems.append(f"fsdp_config.fsdp_state_dict_type must be {FSDP_STATE}")
+    if options.get("fsdp_cpu_ram_efficient_loading"):
+        problems.append("fsdp_config.fsdp_cpu_ram_efficient_loading must be false: every process loads the base")
+    if values.get("use_cpu") or not torch.cuda.is_available():
+        problems.append("FSDP is for GPUs: on CPUs accelerate would leave the model whole; take distributed_type NO")
+    return problems
+
+
+def _gpu_problems(config: Any, launch: Mapping[str, Any]) -> list[str]:
+    """NCCL takes one process for each GPU."""
+    import torch
+
+    here = int(launch["num_processes"]) // int(launch["num_machines"])
+    on_gpus = torch.cuda.is_available() and not launch.get("use_cpu")
+    if not on_gpus or here <= (count := torch.cuda.device_count()):
+        return []
+    if (config.training_args or {}).get("ddp_backend") == "gloo":
+        return []
+    return [
+        f"processes: {here}, but this machine has {count} GPU{'s' * (count != 1)}, and each process needs one; take "
+        f"{count}, or training_args.ddp_backend 'gloo', which is slow"
+    ]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Raises OSError, and ValueError where it is no object in YAML (of which JSON is a part)."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"must hold an object, but holds {type(values).__name__}")
+    return values
