@@ -32,7 +32,9 @@ def stories(rows: int = 11) -> GenerationData:
 def several_labels() -> MultiLabelData:
     names = ["good", "bad", "short"]
     data = moods()
-    sets = [[label, "short"] if len(text) < 22 else [label] for text, label in zip(data.texts, data.labels, strict=True)]
+    sets = [
+        [label, "short"] if len(text) < 22 else [label] for text, label in zip(data.texts, data.labels, strict=True)
+    ]
     return MultiLabelData(data.texts, [" ".join(names) for names in sets], names, label_sets=sets)
 
 
