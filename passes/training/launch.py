@@ -52,10 +52,13 @@ def train_in_processes(job: Job) -> None:
     launch = launch_settings(job.settings)
     assert launch is not None
     here = max(1, int(launch["num_processes"]) // int(launch["num_machines"]))
-    threads = int(launch.get("num_cpu_threads_per_process") or max(1, _cores() // here))
+    cores = _cores()
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, (int(given) if given.isdigit() else cores) // here)
+    threads = int(launch.get("num_cpu_threads_per_process") or threads)
     name = job.settings.adapter_name
-    if here > _cores():
-        print(f"warning: train {name}: {here} processes share {_cores()} cores", file=sys.stderr)
+    if here > cores:
+        print(f"warning: train {name}: {here} processes share {cores} core{'s' * (cores > 1)}", file=sys.stderr)
     print(f"train {name}: {launch['num_processes']} processes", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=job.folder, prefix="launch-") as work:
         with open(Path(work) / JOB, "wb") as stream:
@@ -95,9 +98,8 @@ def end(launcher: subprocess.Popen[Any]) -> None:
 
 
 def _cores() -> int:
-    """What one process of torch would compute with here."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(psutil.Process().cpu_affinity() or [0])
+    """Which this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(work: Path, name: str, code: int) -> OlivalError:

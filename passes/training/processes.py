@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ def launch_problems(config: Any, task: str) -> list[str]:
 
 def _file_problems(config: Any) -> list[str]:
     """Of a configuration file of accelerate: what is wrong in it, and what this workspace does not take."""
+    from accelerate.commands.config.config_args import ClusterConfig
+
     file = Path(config.accelerate_config)
     if not file.is_file():
         siblings = [str(p) for p in file.parent.glob("*.*")] if file.parent.is_dir() else []
@@ -107,7 +110,8 @@ def _file_problems(config: Any) -> list[str]:
         values = _read(file)
     except (OSError, ValueError) as error:
         return [f"{where}: cannot be read: {str(error).splitlines()[0]}"]
-    problems = []
+    known = [field.name for field in dataclasses.fields(ClusterConfig)]
+    problems = [f"{where}: unknown key {key}; {nearest(key, known)}" for key in values if key not in known]
     if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
         problems.append(f"{where}: compute_environment must be LOCAL_MACHINE, but is {values['compute_environment']!r}")
     kind = values.get("distributed_type", "NO")

@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 
 
+def gather_none(model: torch.nn.Module) -> None:
+    """Gives up the whole weights that the last forward pass of a sharded model has left: changes would be lost."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole(weight: torch.Tensor) -> torch.Tensor:
     """The weight of one process as it is, of a sharded one all of it. Every process must call it in the same order."""
     from torch.distributed.tensor import DTensor

@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from passes.training.schedule import CyclicalSchedule
-from passes.training.sharded import fill, whole
+from passes.training.sharded import fill, gather_none, whole
 from passes.training.shared_batches import SharedOrder, stands_in
 
 _WEIGHTS = "model.safetensors"  # a name that the Trainer looks for
@@ -158,6 +158,7 @@ class AdapterTrainer(Trainer):
             fill(parameter, weights[name])
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
+        gather_none(self.model)
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 

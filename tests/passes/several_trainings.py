@@ -6,6 +6,7 @@ Where torch's launcher starts it several times, the processes train together.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,5 +85,51 @@ def train_all(folder: Path, base: Path, names: list[str]) -> None:
         train_adapter(folder / name, base, settings, data, data, head, folder / f"{name} checkpoints")
 
 
+def sharded_on_cpus() -> None:
+    """Has accelerate believe that there are GPUs, for it shards no model on CPUs (PyTorch does)."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    import passes.training.train as train
+
+    def backend(*_: Any) -> tuple[str, Any]:
+        return "gloo", DistributedType.MULTI_GPU
+
+    arguments = train.training_arguments
+
+    def on_gpus(settings: AdapterSettings, *others: Any) -> Any:
+        given = {**settings.training_args, "use_cpu": False}
+        return arguments(dataclasses.replace(settings, training_args=given), *others)
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = backend
+    train.training_arguments = on_gpus  # type: ignore[assignment]
+
+
+def stopped(folder: Path, base: Path, name: str) -> None:
+    """Trains a case, and stops after its fourth step."""
+    from passes.training.progress import ProgressBar
+
+    before = ProgressBar.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        before(self, args, state, control, **others)
+
+    ProgressBar.on_step_end = stop  # type: ignore[method-assign]
+    try:
+        train_all(folder, base, [name])
+    except KeyboardInterrupt:
+        ProgressBar.on_step_end = before  # type: ignore[method-assign]
+
+
+def main(folder: Path, base: Path, names: list[str]) -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        sharded_on_cpus()
+        stopped(folder, base, names[0])
+    train_all(folder, base, names)
+
+
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -92,6 +92,10 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any] | None, list[str]]] = {
         {}, {"num_processes": 2, "compute_environment": "AMAZON_SAGEMAKER"},
         ["accelerate_config: * compute_environment must be LOCAL_MACHINE"],
     ),
+    "misspelled": (
+        {}, {"num_processes": 2, "num_machine": 1},
+        ["accelerate_config: * unknown key num_machine; did you mean 'num_machines'?"],
+    ),
     "precision": ({}, {"num_processes": 2, "mixed_precision": "bf16"}, ["accelerate_config: * mixed_precision 'bf16'"]),
     "small batch": (
         {"processes": 5, "training_args": {"per_device_train_batch_size": 4}}, None,
@@ -239,13 +243,25 @@ def test_a_workflow_s_pass_in_two_processes(
     assert first == pytest.approx(second, abs=CLOSE)
 
 
+def in_two(folder: Path, base: Path, names: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Trains the adapters of these cases one after the other, in two processes of torch's own launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+               "tests.passes.several_trainings", str(folder), str(base), *names]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, tiny_llama_path: Path) -> dict[int, Path]:
-    """{processes: folder of the adapters of all cases}; two processes train them all, one after the other."""
+    """{processes: folder of the adapters of all cases}."""
     folders = {count: tmp_path_factory.mktemp(f"by-{count}") for count in (1, 2)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m",
-               "tests.passes.several_trainings", str(folders[2]), str(tiny_llama_path), *cases()]  # fmt: skip
-    two = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    two = in_two(folders[2], tiny_llama_path, list(cases()))
     train_all(folders[1], tiny_llama_path, list(cases()))
     said, _ = two.communicate(timeout=600)
     assert two.returncode == 0, said
@@ -265,6 +281,27 @@ def test_two_processes_train_what_one_does(both: dict[int, Path], name: str) -> 
     described = [json.loads((both[count] / name / "adapter.json").read_text(encoding="utf-8")) for count in (1, 2)]
     assert described[0].keys() == described[1].keys()
     assert described[1].get("thresholds") == pytest.approx(described[0].get("thresholds"), abs=CLOSE)
+
+
+SHARDED = ("generation", "classification", "all weights", "bottlenecks", "several labels", "best weights")
+
+
+@pytest.mark.slow
+def test_a_model_in_pieces_trains_as_a_whole_one(both: dict[int, Path], tmp_path: Path, tiny_llama_path: Path) -> None:
+    """FSDP, on the CPU, which accelerate does not offer: see `several_trainings.sharded_on_cpus`. Also from a
+    checkpoint: the first case is stopped there, and goes on."""
+    shipped = yaml.safe_load((REPOSITORY / "workflows" / "accelerate" / "fsdp.yaml").read_text(encoding="utf-8"))
+    options = {
+        key.upper().replace("_LAYER_CLS", "_CLS"): str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in shipped["fsdp_config"].items()
+    }
+    two = in_two(tmp_path, tiny_llama_path, list(SHARDED), ACCELERATE_USE_FSDP="true", **options)
+    said, _ = two.communicate(timeout=600)
+    assert two.returncode == 0, said
+    for name in SHARDED:
+        assert farthest(tmp_path / name, both[1] / name) < CLOSE, name
+    record = json.loads((tmp_path / SHARDED[0] / "training.json").read_text(encoding="utf-8"))
+    assert record["resumed_from_step"] == 3
 
 
 def job(folder: Path, base: Path, settings: AdapterSettings) -> Job:
