@@ -90,4 +90,5 @@ def _be_silent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if main(Path(sys.argv[1])):
+        os._exit(1)  # at once: the others may wait for this one, and what is left of torch for them

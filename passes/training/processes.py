@@ -1,4 +1,4 @@
-"""The options `processes` and `accelerate_config`: how many processes train, and what goes not with it."""
+"""The options `processes` and `accelerate_config`: how many train together, and what does not go with it."""
 
 from __future__ import annotations
 
@@ -66,20 +66,21 @@ def launch_problems(config: Any, task: str) -> list[str]:
         problems.append(f"processes: must be a whole number, 1 or more, but got {config.processes!r}")
     if config.accelerate_config is not None:
         problems += _file_problems(config)
-    if problems or (launch := launch_settings(config)) is None:
-        return problems
-    processes, given = int(launch["num_processes"]), config.training_args or {}
-    problems += [
-        f"training_args.{name}: goes not with several processes, {why}"
+    launch = None if problems else launch_settings(config)
+    if not problems and (launch is None or launch["num_processes"] == 1):
+        return []
+    problems += _other_problems(config, task)
+    return problems + (_share_problems(config, launch) if launch else [])
+
+
+def _other_problems(config: Any, task: str) -> list[str]:
+    """Of other options, which several processes do not take."""
+    given = config.training_args or {}
+    problems = [
+        f"training_args.{name}: does not go with several processes: {why}"
         for name, why in _ALONE.items()
         if given.get(name)
     ]
-    batch = given.get("per_device_train_batch_size")
-    if isinstance(batch, int) and batch < processes:
-        problems.append(
-            f"training_args.per_device_train_batch_size: the {processes} processes share its {batch} rows, so it must "
-            f"be {processes} or more"
-        )
     if given.get("average_tokens_across_devices") is False:
         problems.append("training_args.average_tokens_across_devices: must be true with several processes")
     if given.get("train_sampling_strategy") == "batch_rebalance":
@@ -93,8 +94,32 @@ def launch_problems(config: Any, task: str) -> list[str]:
             "loss: {'type': 'cross_entropy', 'label_smoothing': ...}"
         )
     if config.cpu_offload:
-        problems.append("cpu_offload: goes not with several processes, each of which would take the same memory")
-    return problems + _gpu_problems(config, launch)
+        problems.append("cpu_offload: does not go with several processes, each of which would take the same memory")
+    return problems
+
+
+def _share_problems(config: Any, launch: Mapping[str, Any]) -> list[str]:
+    """Each process needs a row of a batch, and where there are GPUs, one of them: NCCL takes no two on one."""
+    import torch
+
+    from passes.training.settings import DEFAULT_ARGUMENTS
+
+    given = {**DEFAULT_ARGUMENTS, **(config.training_args or {})}
+    processes, batch = int(launch["num_processes"]), given["per_device_train_batch_size"]
+    problems = []
+    if isinstance(batch, int) and batch < processes:
+        problems.append(
+            f"training_args.per_device_train_batch_size: the {processes} processes share its {batch} rows, so it must "
+            f"be {processes} or more"
+        )
+    here = processes // int(launch["num_machines"])
+    on_gpus = torch.cuda.is_available() and not launch.get("use_cpu") and given.get("ddp_backend") != "gloo"
+    if on_gpus and here > (count := torch.cuda.device_count()):
+        problems.append(
+            f"processes: {here}, but this machine has {count} GPU{'s' * (count != 1)}, and each process needs one; "
+            f"take {count}, or training_args.ddp_backend 'gloo', which is slow"
+        )
+    return problems
 
 
 def _file_problems(config: Any) -> list[str]:
@@ -120,11 +145,16 @@ def _file_problems(config: Any) -> list[str]:
     number = values.get("num_processes")
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         problems.append(f"{where}: num_processes must be a whole number, 1 or more, but is {number!r}")
-    elif config.processes not in (1, number):
+    elif isinstance(config.processes, int) and config.processes > 1 and config.processes != number:
         problems.append(
             f"processes: {config.processes}, but {file} says num_processes {number}; leave processes out, or let the "
             "two agree"
         )
+    machines = values.get("num_machines", 1)
+    if isinstance(machines, bool) or not isinstance(machines, int) or machines < 1:
+        problems.append(f"{where}: num_machines must be a whole number, 1 or more, but is {machines!r}")
+    elif isinstance(number, int) and number % machines:
+        problems.append(f"{where}: num_processes {number} must be the same number on each of {machines} machines")
     if str(values.get("mixed_precision") or "no") != "no":
         problems.append(
             f"{where}: mixed_precision {values['mixed_precision']!r} would change what is trained; leave it out and "
@@ -133,16 +163,18 @@ def _file_problems(config: Any) -> list[str]:
     if kind == FSDP:
         problems += [f"{where}: {problem}" for problem in _fsdp_problems(values)]
         if config.quantization is not None or config.method == "qlora":
-            problems.append("quantization: goes not with FSDP, which shards weights of one dtype")
+            problems.append("quantization: does not go with FSDP, which shards weights of one dtype")
     return problems
 
 
 def _fsdp_problems(values: Mapping[str, Any]) -> list[str]:
     import torch
 
-    options = values.get("fsdp_config") or {}
+    options = values.get("fsdp_config")
+    if not isinstance(options, dict):
+        return [f"fsdp_config must be an object with fsdp_version 2, but is {options!r}"]
     problems = []
-    if int(options.get("fsdp_version", 1)) != 2:
+    if str(options.get("fsdp_version", 1)) != "2":
         problems.append("fsdp_config.fsdp_version must be 2, whose weights can have gradients one by one")
     if options.get("fsdp_state_dict_type", FSDP_STATE) != FSDP_STATE:
         problems.append(f"fsdp_config.fsdp_state_dict_type must be {FSDP_STATE}")
@@ -151,22 +183,6 @@ def _fsdp_problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("use_cpu") or not torch.cuda.is_available():
         problems.append("FSDP is for GPUs: on CPUs accelerate would leave the model whole; take distributed_type NO")
     return problems
-
-
-def _gpu_problems(config: Any, launch: Mapping[str, Any]) -> list[str]:
-    """NCCL takes one process for each GPU."""
-    import torch
-
-    here = int(launch["num_processes"]) // int(launch["num_machines"])
-    on_gpus = torch.cuda.is_available() and not launch.get("use_cpu")
-    if not on_gpus or here <= (count := torch.cuda.device_count()):
-        return []
-    if (config.training_args or {}).get("ddp_backend") == "gloo":
-        return []
-    return [
-        f"processes: {here}, but this machine has {count} GPU{'s' * (count != 1)}, and each process needs one; take "
-        f"{count}, or training_args.ddp_backend 'gloo', which is slow"
-    ]
 
 
 def _read(file: Path) -> dict[str, Any]:

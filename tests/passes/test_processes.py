@@ -96,20 +96,31 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any] | None, list[str]]] = {
         {}, {"num_processes": 2, "num_machine": 1},
         ["accelerate_config: * unknown key num_machine; did you mean 'num_machines'?"],
     ),
+    "machines": (
+        {}, {"num_processes": 3, "num_machines": 2}, ["accelerate_config: * num_processes 3 must be the same number"],
+    ),
+    "no machine": ({}, {"num_processes": 3, "num_machines": 0}, ["accelerate_config: * num_machines must be a whole"]),
+    "no pieces": ({}, {"num_processes": 2, "distributed_type": "FSDP"}, ["accelerate_config: * fsdp_config must be"]),
     "precision": ({}, {"num_processes": 2, "mixed_precision": "bf16"}, ["accelerate_config: * mixed_precision 'bf16'"]),
     "small batch": (
         {"processes": 5, "training_args": {"per_device_train_batch_size": 4}}, None,
         [f"{BATCH}: the 5 processes share its 4 rows, so it must be 5 or more"],
+    ),
+    "too many": ({"processes": 17}, None, [f"{BATCH}: the 17 processes share its 16 rows"]),
+    "one": ({"cpu_offload": True}, {"num_processes": 1}, []),
+    "all at once": (
+        {"processes": 0, "cpu_offload": True}, {"num_processes": 2, "mixed_precision": "fp16"},
+        ["processes: must be", "accelerate_config: * mixed_precision", "cpu_offload: does not"],
     ),
     "arguments": (
         {"processes": 2, "cpu_offload": True, "training_args": {
             "auto_find_batch_size": True, "average_tokens_across_devices": False,
             "train_sampling_strategy": "batch_rebalance", "label_smoothing_factor": 0.1, "deepspeed": "zero.json"}},
         None,
-        ["training_args.auto_find_batch_size: goes not", "training_args.deepspeed: goes not",
+        ["training_args.auto_find_batch_size: does not go", "training_args.deepspeed: does not go",
          "training_args.average_tokens_across_devices: must be true",
          "training_args.train_sampling_strategy: 'batch_rebalance'",
-         "training_args.label_smoothing_factor: is of each process's rows alone", "cpu_offload: goes not"],
+         "training_args.label_smoothing_factor: is of each process's rows alone", "cpu_offload: does not go"],
     ),
 }  # fmt: skip
 
