@@ -23,6 +23,7 @@ from passes.training.settings import AdapterSettings
 from runtime.errors import OlivalError
 
 JOB, CONFIG, ERROR = "job.pickle", "accelerate.json", "error-{}.json"
+KILLED = "Killed"  # in place of the type of an error
 END_SECONDS = 15  # that processes have to end before they are killed
 
 
@@ -106,9 +107,11 @@ def _reason(work: Path, name: str, code: int) -> OlivalError:
     """What the processes left behind. Those that wait for one that failed fail too, later: its own words count."""
     files = sorted(work.glob(ERROR.format("*")), key=lambda file: file.stat().st_mtime_ns)
     said = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    for error in said:
-        if error["kind"] in ("OutOfMemory", "OlivalError"):
-            return {"OutOfMemory": OutOfMemory, "OlivalError": OlivalError}[error["kind"]](error["message"])
+    for kind, type_ in (("OutOfMemory", OutOfMemory), ("OlivalError", OlivalError)):
+        for error in said:
+            if error["kind"] == kind:
+                return type_(error["message"])
     if said:
+        said.sort(key=lambda error: error["kind"] != KILLED)  # stable: the earliest first
         return StoppedTraining(f"adapter '{name}': {said[0]['message']}")
     return StoppedTraining(f"adapter '{name}': the training's processes ended with exit code {code} and said nothing")

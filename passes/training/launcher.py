@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from passes.training.launch import CONFIG
+from passes.training.launch import CONFIG, KILLED
 from passes.training.launched import end_with, say
 
 
@@ -31,10 +31,10 @@ def main(folder: Path, threads: str, parent: int) -> int:
     except SignalException:
         return 1
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:  # killed, so that it has said nothing
-            more = ", as a system does when memory runs out" if failure.exitcode == -9 else ""
-            say(folder, "killed", "Killed", f"process {rank} was killed by signal {-failure.exitcode}{more}")
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:  # killed, so that it has said nothing; the others may have failed for that
+                more = ", as a system does when memory runs out" if failure.exitcode == -9 else ""
+                say(folder, str(rank), KILLED, f"process {rank} was killed by signal {-failure.exitcode}{more}")
         return 1
     except Exception as error:  # what accelerate says to a configuration: it raises anything
         say(folder, "launch", "OlivalError", f"accelerate could not start the processes: {error}")

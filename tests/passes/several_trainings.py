@@ -6,6 +6,7 @@ Where torch's launcher starts it several times, the processes train together.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def sharded_on_cpus() -> None:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    import passes.training.train as train
+    train: Any = importlib.import_module("passes.training.train")
 
     def backend(*_: Any) -> tuple[str, Any]:
         return "gloo", DistributedType.MULTI_GPU
@@ -103,7 +104,7 @@ def sharded_on_cpus() -> None:
 
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = backend
-    train.training_arguments = on_gpus  # type: ignore[assignment]
+    train.training_arguments = on_gpus
 
 
 def stopped(folder: Path, base: Path, name: str) -> None:

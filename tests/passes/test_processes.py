@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from evaluators.intermediate_values import VARIABLE, read_from
 from passes.training.adapter_pass import ATTRIBUTE
-from passes.training.launch import ERROR, Job, _reason, train_in_processes
+from passes.training.launch import ERROR, KILLED, Job, _reason, train_in_processes
 from passes.training.launched import say
 from passes.training.out_of_memory import OutOfMemory, StoppedTraining
 from passes.training.processes import launch_settings, number_of_processes
@@ -216,6 +216,8 @@ def test_the_first_own_words_count(tmp_path: Path) -> None:
     error = _reason(tmp_path, "spam", 1)
     assert type(error) is StoppedTraining
     assert str(error) == "adapter 'spam': process 0 failed: RuntimeError: connection closed by peer"
+    say(tmp_path, "2", KILLED, "process 2 was killed by signal 9")
+    assert str(_reason(tmp_path, "spam", 1)) == "adapter 'spam': process 2 was killed by signal 9"
     say(tmp_path, "1", "OutOfMemory", "no memory\n  - a smaller batch")
     error = _reason(tmp_path, "spam", 1)
     assert type(error) is OutOfMemory and str(error) == "no memory\n  - a smaller batch"
@@ -333,7 +335,8 @@ def test_a_training_that_fails_says_why_in_one_line(
 
 
 START = """
-import pickle, sys
+import pickle, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and all it starts
 from passes.training.launch import train_in_processes
 train_in_processes(pickle.load(open(sys.argv[1], "rb")))
 """
@@ -356,6 +359,14 @@ def wait_for(happens: Callable[[], bool], process: subprocess.Popen[bytes] | Non
         time.sleep(0.05)
 
 
+def lives(process: psutil.Process) -> bool:
+    """A zombie does not: it has ended, and nobody asked how."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 LONG = {"num_train_epochs": 500, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
 
 
@@ -369,7 +380,7 @@ def test_the_processes_end_with_the_one_that_started_them(
     assert len(others) >= 3  # the launcher and its two
     process.send_signal(number)
     process.wait(60)
-    wait_for(lambda: not any(other.is_running() for other in others), seconds=60)
+    wait_for(lambda: not any(lives(other) for other in others), seconds=60)
 
 
 @POSIX
