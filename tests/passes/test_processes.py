@@ -418,3 +418,31 @@ def test_dropout_leaves_the_order_of_rows_alike(tmp_path: Path, tiny_llama_path:
     record = json.loads((work.folder / "training.json").read_text(encoding="utf-8"))
     tokens = [entry["num_input_tokens_seen"] for entry in record["history"] if "loss" in entry]
     assert tokens == [record["tokens_per_epoch"], 2 * record["tokens_per_epoch"]]  # no row twice, none left out
+
+
+@pytest.mark.slow
+def test_each_of_two_machines_gets_the_adapter(tmp_path: Path, tiny_llama_path: Path) -> None:
+    """As several of them are started: a launch on each, here both on this machine."""
+    import socket
+    from concurrent.futures import ThreadPoolExecutor
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"num_machines": 2, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    works = []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        file = written(tmp_path, f"{rank}.yaml", machine_rank=rank, rdzv_backend="static", **shared)
+        work = job(tmp_path / str(rank), tiny_llama_path, options())
+        settings = dataclasses.replace(work.settings, processes=1, accelerate_config=file)
+        assert settings_problems(config(accelerate_config=file), "classification") == []
+        works.append(dataclasses.replace(work, settings=settings))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(train_in_processes, works))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    train_adapter(alone, tiny_llama_path, options(), moods(), moods(), None, tmp_path / "others")
+    for work in works:
+        assert farthest(work.folder, alone) < CLOSE
+        assert {p.name for p in work.folder.iterdir()} == {p.name for p in alone.iterdir()}
