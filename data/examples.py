@@ -30,6 +30,7 @@ class ClassificationData:
         max_length: tokens per text, or per window, special tokens included.
         window_stride: tokens from one window's start to the next; None truncates.
         source: file or data set, for messages.
+        row_numbers: of each row in the file, where the rows are augmented or balanced; else empty.
     """
 
     texts: list[str]
@@ -39,13 +40,14 @@ class ClassificationData:
     max_length: int = 128
     window_stride: int | None = None
     source: str = ""
+    row_numbers: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over content and settings; the source's name is not part of it."""
+        """sha256 (hex) over content and settings; the source's name and rows' numbers are not part of it."""
         return _fingerprint(self)
 
     def label_ids(self, label_names: Sequence[str]) -> list[int]:
@@ -55,9 +57,10 @@ class ClassificationData:
             DataError: a label that is not in `label_names`; names source, label and nearest.
         """
         places = {name: place for place, name in enumerate(label_names)}
-        for row, label in enumerate(self.labels, 1):
+        for row, label in enumerate(self.labels):
             if label not in places:
-                raise DataError(f"{self.source}: row {row}: unknown label {label!r}; {nearest(label, label_names)}")
+                number = row_number(self, row)
+                raise DataError(f"{self.source}: row {number}: unknown label {label!r}; {nearest(label, label_names)}")
         return [places[label] for label in self.labels]
 
     def check_labels(self, label_names: Sequence[str]) -> None:
@@ -67,7 +70,7 @@ class ClassificationData:
     def take(self, indices: Sequence[int]) -> ClassificationData:
         """The rows at `indices`, in that order; `label_names` and settings stay."""
         texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
-        return dataclasses.replace(self, texts=texts, labels=labels)
+        return dataclasses.replace(self, texts=texts, labels=labels, row_numbers=_taken_numbers(self, indices))
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class MultiLabelData(ClassificationData):
             for label in labels:
                 if label not in places:
                     found = nearest(label, label_names)
-                    raise DataError(f"{self.source}: row {row + 1}: unknown label {label!r}; {found}")
+                    raise DataError(f"{self.source}: row {row_number(self, row)}: unknown label {label!r}; {found}")
                 matrix[row, places[label]] = True
         return matrix
 
@@ -101,8 +104,7 @@ class MultiLabelData(ClassificationData):
         self.label_matrix(label_names)
 
     def take(self, indices: Sequence[int]) -> MultiLabelData:
-        texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
-        return dataclasses.replace(self, texts=texts, labels=labels, label_sets=[self.label_sets[i] for i in indices])
+        return dataclasses.replace(super().take(indices), label_sets=[self.label_sets[index] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class GenerationData:
         max_length: tokens per example or packed block, special tokens included.
         packing: several examples share a block.
         source: file or data set, for messages.
+        row_numbers: of each row in the file, where the rows are augmented; else empty.
     """
 
     prompts: list[str]
@@ -126,24 +129,35 @@ class GenerationData:
     max_length: int = 256
     packing: bool = False
     source: str = ""
+    row_numbers: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.responses)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over content and settings; the source's name is not part of it."""
+        """sha256 (hex) over content and settings; the source's name and rows' numbers are not part of it."""
         return _fingerprint(self)
 
     def take(self, indices: Sequence[int]) -> GenerationData:
         """The rows at `indices`, in that order; settings stay."""
         prompts, responses = ([column[index] for index in indices] for column in (self.prompts, self.responses))
-        return dataclasses.replace(self, prompts=prompts, responses=responses)
+        numbers = _taken_numbers(self, indices)
+        return dataclasses.replace(self, prompts=prompts, responses=responses, row_numbers=numbers)
+
+
+def row_number(data: ClassificationData | GenerationData, place: int) -> int:
+    """The number of a row in the file, from 1, for messages."""
+    return data.row_numbers[place] if data.row_numbers else place + 1
+
+
+def _taken_numbers(data: ClassificationData | GenerationData, indices: Sequence[int]) -> list[int]:
+    return [data.row_numbers[index] for index in indices] if data.row_numbers else []
 
 
 def _fingerprint(data: ClassificationData | GenerationData) -> str:
     content = dataclasses.asdict(data)
-    del content["source"]
+    del content["source"], content["row_numbers"]
     content["kind"] = type(data).__name__
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 

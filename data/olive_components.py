@@ -59,14 +59,17 @@ def classification(
     window_stride: int | None = None,
     multi_label: bool = False,
     separator: str = ",",
+    augmentation: dict[str, Any] | None = None,
+    balance: str | dict[str, Any] | None = None,
     **others: Any,
 ) -> ClassificationData:
     """Rows to ClassificationData, see `data.preparing.prepare_classification`."""
     _refuse("classification", classification, others)
     _check_rows("classification", dataset)
     return prepare_classification(
-        dataset, text, label, text_template, label_names, max_length, window_stride, multi_label, separator
-    )
+        dataset, text, label, text_template, label_names, max_length, window_stride, multi_label, separator,
+        augmentation, balance,
+    )  # fmt: skip
 
 
 @Registry.register_pre_process("generation")
@@ -79,12 +82,15 @@ def generation(
     max_length: int = 256,
     packing: bool = False,
     chat_template: bool = False,
+    augmentation: dict[str, Any] | None = None,
     **others: Any,
 ) -> GenerationData:
     """Rows to GenerationData, see `data.preparing.prepare_generation`."""
     _refuse("generation", generation, others)
     _check_rows("generation", dataset)
-    return prepare_generation(dataset, prompt, response, template, text_template, max_length, packing, chat_template)
+    return prepare_generation(
+        dataset, prompt, response, template, text_template, max_length, packing, chat_template, augmentation
+    )
 
 
 def _refuse(name: str, component: Callable[..., Any], others: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data.altering import altered
 from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.label_sets import label_sets
 from data.loading import ROW_NUMBER, check_columns, check_values, describe_rows
@@ -73,6 +74,8 @@ def prepare_classification(
     window_stride: int | None = None,
     multi_label: bool = False,
     separator: str = ",",
+    augmentation: dict[str, Any] | None = None,
+    balance: str | dict[str, Any] | None = None,
 ) -> ClassificationData:
     """Rows to texts and label names.
 
@@ -86,6 +89,7 @@ def prepare_classification(
         window_stride: tokens from one window's start to the next; None truncates.
         multi_label: a row has any number of labels, see `data.label_sets`; the result is MultiLabelData.
         separator: between the labels of a row that are text.
+        augmentation, balance: for training rows, see `data.altering.altered`.
 
     Raises:
         DataError: a missing column or value, a label that is not in `label_names`, one class only, a bad number.
@@ -120,8 +124,11 @@ def prepare_classification(
         raise DataError(f"{source}: unknown label {name!r} ({where}); {nearest(name, names)}")
     settings = (text_template or "{text}", max_length, window_stride, source)
     if multi_label:
-        return MultiLabelData(texts, labels, names, *settings, label_sets=sets)
-    return ClassificationData(texts, labels, names, *settings)
+        several = MultiLabelData(texts, labels, names, *settings, label_sets=sets)
+        return altered(several, dataset, text, text_template, augmentation, balance)
+    return altered(
+        ClassificationData(texts, labels, names, *settings), dataset, text, text_template, augmentation, balance
+    )
 
 
 def prepare_generation(
@@ -133,6 +140,7 @@ def prepare_generation(
     max_length: int = 256,
     packing: bool = False,
     chat_template: bool = False,
+    augmentation: dict[str, Any] | None = None,
 ) -> GenerationData:
     """Rows to prompts and responses, or to plain text.
 
@@ -144,6 +152,7 @@ def prepare_generation(
         max_length: tokens per example or block.
         packing: several examples share a block.
         chat_template: the prompt becomes a user's message in the tokenizer's chat template.
+        augmentation: of the prompts of training rows, see `data.altering.altered`.
 
     Raises:
         DataError: a missing column or value, options that exclude each other, a bad number.
@@ -155,6 +164,7 @@ def prepare_generation(
             raise DataError(f"{option} must be true or false, but is {value!r}")
     if text_template is not None:
         others = {"prompt": prompt, "response": response, "template": template, "chat_template": chat_template or None}
+        others["augmentation"] = augmentation  # all of a plain text is learned, also what would be wrong in it
         given = [option for option, value in others.items() if value is not None]
         if given:
             raise DataError(f"{source}: text_template is for plain text and excludes {', '.join(given)}")
@@ -167,7 +177,8 @@ def prepare_generation(
     check_columns(dataset, [response, *([prompt] if template is None else [])], source)
     prompts = _texts(dataset, prompt, source) if template is None else _filled(dataset, template, source)
     kept = "chat" if chat_template else (template or "{prompt}")
-    return GenerationData(prompts, _texts(dataset, response, source), kept, max_length, packing, source)
+    data = GenerationData(prompts, _texts(dataset, response, source), kept, max_length, packing, source)
+    return altered(data, dataset, prompt, template, augmentation)
 
 
 def source_of(dataset: Dataset) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluators.continual import transfer_table
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -83,6 +85,9 @@ def print_report(
         _print_parity(console, manifest)
     if evaluation is not None:
         console.print(_evaluation_table(evaluation))
+        if reports := evaluation.get("continual"):
+            console.print("What earlier tasks lost or won, PyTorch on their validation rows:")
+            console.print(transfer_table(reports))
         versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
         console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
     if written and (evaluation is not None or manifest is not None):
@@ -196,7 +201,7 @@ def number_text(metric: str, value: float | None) -> str:
         return f"{_size(value)} MB"
     if value is None:
         return "-"
-    return f"{value:.2f}" if metric in ("perplexity", "bleu", "chrf") else f"{value:.3f}"
+    return f"{value:.2f}" if metric.partition(" ")[0] in ("perplexity", "bleu", "chrf") else f"{value:.3f}"
 
 
 def _milliseconds(value: float | None) -> str:

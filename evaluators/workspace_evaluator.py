@@ -34,6 +34,7 @@ from olive.evaluator.registry import Registry
 
 from data.examples import load_data
 from evaluators.case_quality import CASES
+from evaluators.continual import read_reports
 from evaluators.finished_parts import FinishedParts
 from evaluators.metric_check import (
     CASES_OF_ALL,
@@ -85,6 +86,7 @@ class WorkspaceEvaluator(OliveEvaluator):
             "latency": [],
             "sizes": [],
             "details": {},
+            "continual": read_reports(subjects.folders),
         }
         results: dict[str, SubMetricResult] = {}
         parts = FinishedParts(evaluation_file().with_name("evaluation-parts"))
@@ -132,6 +134,8 @@ class WorkspaceEvaluator(OliveEvaluator):
         for row in rows:
             name = row["metric"]
             row |= {"higher_is_better": name not in LOWER, "goal": None}
+            if any((row["adapter"], name) == (other["adapter"], other["metric"]) for other in evaluation["quality"]):
+                row["metric"] = f"{name} ({metric.name})"  # the same score on other rows
             if name in sub_types:
                 row |= self._goal(metric, sub_types[name])
             evaluation["quality"].append(row)

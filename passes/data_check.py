@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
+from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data, row_number
+from data.replay import mixing_problems, with_earlier_labels
 from data.splits import find_duplicates
 from evaluators.metric_check import metric_adapter
 from evaluators.quality import OVERLAP, STRUCTURED
@@ -57,6 +58,11 @@ def check_data(
             if data is not None:
                 found[option] = data
                 digest.update(data.fingerprint.encode())
+            if option != "train_data_config":
+                loader.problems += _altered_problems(f"passes.{name}.{option}", config, data)
+        replayed = _replayed(name, step.config, loader, task_of(step))
+        for data in (*replayed, *_stage_data(name, step.config, loader, task_of(step))):
+            digest.update(data.fingerprint.encode())
         loss = step.config.get("loss")
         digest.update(content_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
@@ -67,6 +73,13 @@ def check_data(
         ]
         train, validation = found.get("train_data_config"), found.get("validation_data_config")
         if train is not None:
+            earlier = training_data.get(step.config.get("continues") or "")
+            for other, where in ((earlier, "continues"), *((data, "replay.data_configs") for data in replayed)):
+                if other is not None:
+                    mixed = [f"passes.{name}.{where}: {other.source}: {p}" for p in mixing_problems(train, other)]
+                    loader.problems += mixed or _unknown_labels(f"passes.{name}.{where}", train, earlier, other)
+            if isinstance(earlier, ClassificationData):
+                train = with_earlier_labels(train, earlier.label_names)
             training_data.setdefault(step.config.get("adapter_name"), train)
             where = f"passes.{name}.train_data_config"
             if isinstance(train, ClassificationData):
@@ -93,6 +106,7 @@ def check_data(
         if metric.type in ("accuracy", "custom") and metric.data_config is not None and adapter in tasks:
             where = f"evaluator.metrics.{metric.name}.data_config"
             data = loader.load(where, metric.data_config, tasks[adapter])
+            loader.problems += _altered_problems(where, metric.data_config, data)
             loader.problems += _label_problems(where, training_data.get(adapter), data)
             loader.problems += _length_problems(where, data, context, virtual.get(adapter, 0))
             written = [str(sub.name) for sub in metric.sub_types if sub.name in (*OVERLAP, *STRUCTURED)]
@@ -110,7 +124,7 @@ class _Loader:
 
     def load(self, where: str, config: Any, task: str) -> Data | None:
         """The data, or None after noting the problem that they cannot be had or are for another task."""
-        content = config if isinstance(config, dict) else config.model_dump(mode="json")
+        content = _content(config)
         key, name = json.dumps(content, sort_keys=True, default=str), content["name"]
         if key not in self.loaded:
             self.loaded[key] = None
@@ -129,6 +143,46 @@ class _Loader:
         return data
 
 
+def _replayed(name: str, config: dict[str, Any], loader: _Loader, task: str) -> list[Data]:
+    """Earlier training data of which a pass sees rows again; see `passes.continual_check`."""
+    replay = config.get("replay")
+    configs = replay.get("data_configs") if isinstance(replay, dict) else None
+    where = f"passes.{name}.replay.data_configs"
+    found = [loader.load(where, c, task) for c in configs or [] if isinstance(c, dict)]
+    return [data for data in found if data is not None]
+
+
+def _stage_data(name: str, config: dict[str, Any], loader: _Loader, task: str) -> list[Data]:
+    """Held-out data of the adapters that a pass goes on from: its report depends on them."""
+    stages = [stage["validation_data"] for stage in config.get("stages") or []]
+    found = [loader.load(f"passes.{name}.continues", data, task) for data in stages if data is not None]
+    return [data for data in found if data is not None]
+
+
+def _unknown_labels(where: str, train: Data, earlier: Data | None, replayed: Data) -> list[str]:
+    """Labels of replayed rows that neither the earlier adapter nor the new data know."""
+    if not isinstance(earlier, ClassificationData):
+        return []
+    return _label_problems(where, with_earlier_labels(train, earlier.label_names), replayed)
+
+
+def _content(config: Any) -> dict[str, Any]:
+    """Of a data config that is Olive's DataConfig or the dict of one."""
+    content: dict[str, Any] = config if isinstance(config, dict) else config.model_dump(mode="json")
+    return content
+
+
+def _altered_problems(where: str, config: Any, data: Data | None) -> list[str]:
+    """Held-out rows that are augmented or balanced."""
+    if data is None or not data.row_numbers:
+        return []
+    name = _content(config)["name"]
+    return [
+        f"{where}: '{name}' has augmentation or balance, which are for training; held-out rows must be those that will "
+        "come, so name a data config without them"
+    ]
+
+
 def _pair_problems(where: str, train: Data | None, validation: Data | None) -> list[str]:
     """Labels that only the validation rows have; rows that stand in both are warned of."""
     if train is None or validation is None:
@@ -142,8 +196,8 @@ def _pair_problems(where: str, train: Data | None, validation: Data | None) -> l
             where,
             len(pairs),
             len(texts[1]),
-            first + 1,
-            second + 1,
+            row_number(train, first),
+            row_number(validation, second),
         )
     return _label_problems(where, train, validation)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.metric_check import metric_adapter
+from passes.continual_check import fill_continual
 from passes.data_check import check_data
 from passes.deployed_check import fill_deployed
 from passes.registration import PASS_MODULES, task_of
@@ -21,6 +22,7 @@ from passes.searched_options import BETTER, candidates, search_problems
 from runtime.atomic_folder import is_result
 from runtime.errors import ConfigError, OlivalError, nearest
 
+FILLED_IN = ("deployed", "fingerprint", "stages", "version")  # options of passes that are no user's
 RESERVED_NAMES = ("base", "latency", "size_on_disk")  # the table's own rows and metrics
 
 
@@ -44,6 +46,7 @@ def check_workflow(run_config: Any, package_config: Any = None) -> list[str]:
         problems += _check_options(name, step, provider)
     problems += _check_names(ours)
     problems += fill_deployed(ours, _our_name(provider))
+    problems += fill_continual(ours, run_config.data_configs or [])
     if ours:
         base, base_fingerprint = _check_base(run_config, ours, problems, provider)
         metric_problems = _check_metrics(run_config.engine, ours, base)
@@ -116,7 +119,7 @@ def _option_problems(name: str, pass_class: Any, options: dict[str, Any], provid
     from pydantic import ValidationError
 
     known = pass_class.default_config(DEFAULT_CPU_ACCELERATOR)
-    visible = [option for option in known if option not in ("deployed", "fingerprint", "version")]
+    visible = [option for option in known if option not in FILLED_IN]
     problems = [
         f"passes.{name}.{option}: unknown option; {nearest(option, visible)}"
         for option in options

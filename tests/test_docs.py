@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "workflows.md").read_text(encoding="utf-8")
-FILLED_IN = {"fingerprint", "version"}  # by the workspace itself
+FILLED_IN = {"fingerprint", "stages", "version"}  # by the workspace itself
 
 
 @pytest.mark.parametrize("name", ["adapter_fine_tune.AdapterFineTune", "classification_head.ClassificationHead",

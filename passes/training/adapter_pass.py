@@ -12,6 +12,7 @@ from typing import Any
 from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
+from passes.training.continual import continued_data, earlier_folder
 from passes.training.head_settings import HeadSettings
 from passes.training.processes import launch_settings
 from passes.training.settings import CHECKPOINTING, AdapterSettings
@@ -40,7 +41,11 @@ def run_adapter_pass(
     """
     settings = AdapterSettings.from_config(config)
     base = local_folder(model.model_name_or_path)
-    train_data = _load(config.train_data_config, task)
+    own_data = train_data = _load(config.train_data_config, task)
+    earlier = dict((model.model_attributes or {}).get(ATTRIBUTE, {}))
+    start = earlier_folder(config.continues, earlier) if config.continues is not None else None
+    if start is not None:
+        train_data = continued_data(own_data, start, config.replay, lambda config: _load(config, task))
     validation_data = _load(config.validation_data_config, task) if config.validation_data_config else None
     key = adapter_key(
         {
@@ -51,6 +56,7 @@ def run_adapter_pass(
             "validation_data": validation_data.fingerprint if validation_data else None,
             "version": config.version,
             **(head.key() if head else {}),  # nothing at its defaults
+            **({"continues": start.name} if start is not None else {}),  # a name in the store is one content
         }
     )
 
@@ -62,18 +68,25 @@ def run_adapter_pass(
                 from passes.training.deployed_base import quantized_base
 
                 quantized_base(base, settings.deployed, cache_folder())  # once, for all of them
-            job = Job(folder, base, settings, train_data, validation_data, head, checkpoints)
+            job = Job(folder, base, settings, train_data, validation_data, head, checkpoints, start)
             return train_in_processes(job)
         from passes.training.train import train_adapter
 
-        return train_adapter(folder, base, settings, train_data, validation_data, head, checkpoints)
+        return train_adapter(folder, base, settings, train_data, validation_data, head, checkpoints, start)
 
     folder, reused = find_or_make(store_folder(), settings.adapter_name, key, make)
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
         report({"stage": "training", "adapter": settings.adapter_name, "cached": True})
-    if baselines and validation_data is not None and not isinstance(train_data, MultiLabelData):
-        _add_baselines(folder, base, train_data, validation_data)
+    if baselines and validation_data is not None and not isinstance(own_data, MultiLabelData):
+        _add_baselines(folder, base, own_data, validation_data)
+    if start is not None:
+        from passes.training.continual_report import add_report
+
+        stages = {stage["adapter"]: stage["validation_data"] for stage in config.stages or []}
+        held_out = {name: _load(data, task) if data else None for name, data in stages.items()}
+        folders = {name: Path(earlier[name]) for name in stages} | {settings.adapter_name: folder}
+        add_report(folder, base, folders, {**held_out, settings.adapter_name: validation_data}, config.replay)
     output = copy.deepcopy(model)
     attributes = dict(output.model_attributes or {})
     attributes[ATTRIBUTE] = {**attributes.get(ATTRIBUTE, {}), settings.adapter_name: str(folder.resolve())}

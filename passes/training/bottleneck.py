@@ -70,6 +70,12 @@ class BottleneckAdapted:
             for part, value in layer.bottleneck.parts().items()
         }
 
+    def copy_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Takes the place of its own; `weights` has the names of `weights()`."""
+        for name, layer in self.layers.items():
+            for part, parameter in layer.bottleneck.parts().items():
+                parameter.data.copy_(weights[f"{_PREFIX}{name}.{part}"])
+
     def save_config(self, folder: Path, base: Path) -> None:
         """{"peft_type": "BOTTLENECK", "bottleneck_size", "activation", "target_modules", "base_model_name_or_path"}"""
         config = {

@@ -38,6 +38,7 @@ class Job:
     validation_data: ClassificationData | GenerationData | None
     head: HeadSettings | None
     checkpoints: Path
+    start: Path | None = None
 
 
 def train_in_processes(job: Job) -> None:

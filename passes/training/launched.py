@@ -52,7 +52,8 @@ def _train(folder: Path, local_rank: int) -> None:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     with open(folder / JOB, "rb") as stream:
         job = pickle.load(stream)
-    train_adapter(job.folder, job.base, job.settings, job.train_data, job.validation_data, job.head, job.checkpoints)
+    rows = (job.train_data, job.validation_data)
+    train_adapter(job.folder, job.base, job.settings, *rows, job.head, job.checkpoints, job.start)
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.base_model import BITSANDBYTES, DEPLOYED, QUANTIZATIONS
+from passes.training.continual import continual_options, continual_problems
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
 from passes.training.methods import METHODS, chosen_method, freeze_problems, method_problems
 from passes.training.processes import launch_problems
@@ -135,6 +136,7 @@ def adapter_options() -> dict[str, Any]:
         "early_stopping": option(
             dict, "early_stopping", "{'metric', 'patience', 'min_delta'}: stop, and take the best weights; or null."
         ),
+        **continual_options(),
         "deployed": option(dict, "deployed", "Filled in by the workspace: how the export quantizes."),
         "fingerprint": PassConfigParam(
             type_=str, default_value="", description="Filled in by the workspace: sha256 of the base and the data."
@@ -241,6 +243,7 @@ def settings_problems(config: Any, task: str) -> list[str]:
                 "compute_dtype: 'float16' is not for method 'full', small gradients vanish in it; take bfloat16"
             )
     problems += launch_problems(config, task)
+    problems += continual_problems(config)
     validated, given = config.validation_data_config is not None, config.training_args or {}
     problems += early_stopping_problems(config.early_stopping, task, validated, given)
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}

@@ -22,6 +22,7 @@ from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
+from passes.training.continual import copy_head, start_from
 from passes.training.deployed_base import load_deployed, quantized_base
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
@@ -70,13 +71,15 @@ def train_adapter(
     validation_data: ClassificationData | GenerationData | None,
     head: HeadSettings | None = None,
     checkpoints: Path | None = None,
+    start: Path | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors, adapter.json, training.json and samples.json.
 
     curves.png and the folder tensorboard show how the training went. A classification adapter has a head `score.weight`
     (classes, hidden) in the same safetensors file. `checkpoints` is the folder of the training's checkpoints; it goes
-    on from the newest one. Without such a folder they are removed in the end. Where several processes train together,
-    all call this alike, and one of each machine writes.
+    on from the newest one. Without such a folder they are removed in the end. `start` is the folder of an adapter from
+    which this one goes on; its labels come first in those of the data. Where several processes train together, all call
+    this alike, and one of each machine writes.
 
     Raises OutOfMemory when memory runs out, and OlivalError when loss or weights are no longer numbers.
     """
@@ -98,6 +101,8 @@ def train_adapter(
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
     adapted = adapt(base_model, settings, base, isinstance(train_data, ClassificationData))
+    if start is not None:
+        start_from(adapted, start)
     model: Any = adapted.model
     label_names = train_data.label_names if isinstance(train_data, ClassificationData) else None
     rows = tokenized_rows(tokenizer, train_data, label_names)
@@ -107,6 +112,8 @@ def train_adapter(
         model = PooledClassifier(
             adapted.model, base_model.config.hidden_size, len(label_names), loss, head.pooling, head.head_dropout
         )
+        if start is not None:
+            copy_head(model.score.weight, label_names, start)
         for part in (model.score, model.loss):
             part.to(base_model.device)
         if len(set((placed := getattr(base_model, "hf_device_map", {})).values())) > 1:
