@@ -16,7 +16,7 @@ from runtime.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Data = TypeVar("Data", ClassificationData, GenerationData)
+Data = TypeVar("Data", bound=ClassificationData | GenerationData)
 
 
 def altered(
@@ -44,15 +44,22 @@ def altered(
     if problems:
         raise DataError(f"{data.source}: {'; '.join(problems)}")
     numbers = dataset[ROW_NUMBER] if ROW_NUMBER in dataset.column_names else range(1, len(dataset) + 1)
-    data = dataclasses.replace(data, row_numbers=list(numbers))
+    changed: Any = dataclasses.replace(data, row_numbers=list(numbers))
     if augmentation is not None:
-        data = _with_copies(data, dataset, column, template, Augmentation(**augmentation))
-    if balance is not None and isinstance(data, ClassificationData):
-        data = data.take(balanced_rows(data.labels, balance))
-    return data
+        changed = _with_copies(changed, dataset, column, template, Augmentation(**augmentation))
+    if balance is not None:
+        changed = changed.take(balanced_rows(changed.labels, balance))
+    result: Data = changed
+    return result
 
 
-def _with_copies(data: Data, dataset: Dataset, column: str, template: str | None, wanted: Augmentation) -> Data:
+def _with_copies(
+    data: ClassificationData | GenerationData,
+    dataset: Dataset,
+    column: str,
+    template: str | None,
+    wanted: Augmentation,
+) -> ClassificationData | GenerationData:
     def own(row: Mapping[str, str]) -> str:
         return row[column] if template is None else fill(template, row)
 
@@ -63,5 +70,7 @@ def _with_copies(data: Data, dataset: Dataset, column: str, template: str | None
     texts = data.texts if isinstance(data, ClassificationData) else data.prompts
     made = list(copies(rows, texts, own, wanted))
     taken = data.take([*range(len(data)), *(place for place, _ in made)])
-    field = "texts" if isinstance(data, ClassificationData) else "prompts"
-    return dataclasses.replace(taken, **{field: [*texts, *(text for _, text in made)]})
+    texts = [*texts, *(text for _, text in made)]
+    if isinstance(taken, ClassificationData):
+        return dataclasses.replace(taken, texts=texts)
+    return dataclasses.replace(taken, prompts=texts)

@@ -50,7 +50,8 @@ def balanced_rows(labels: Sequence[str], option: str | Mapping[str, Any]) -> lis
     [0, 1, 2, 1]
     """
     values: Mapping[str, Any] = {"method": option} if isinstance(option, str) else option
-    random, places = Random(values.get("seed", 0)), {label: [] for label in sorted(set(labels))}  # type: ignore[var-annotated]
+    random = Random(values.get("seed", 0))
+    places: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
     for place, label in enumerate(labels):
         places[label].append(place)
     wanted = wanted_counts(Counter(labels), values["method"], values.get("shares"))

@@ -104,7 +104,9 @@ class MultiLabelData(ClassificationData):
         self.label_matrix(label_names)
 
     def take(self, indices: Sequence[int]) -> MultiLabelData:
-        return dataclasses.replace(super().take(indices), label_sets=[self.label_sets[index] for index in indices])
+        texts, labels = ([column[index] for index in indices] for column in (self.texts, self.labels))
+        sets, numbers = [self.label_sets[index] for index in indices], _taken_numbers(self, indices)
+        return dataclasses.replace(self, texts=texts, labels=labels, label_sets=sets, row_numbers=numbers)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ def prepare_generation(
         if not isinstance(value, bool):
             raise DataError(f"{option} must be true or false, but is {value!r}")
     if text_template is not None:
-        others = {"prompt": prompt, "response": response, "template": template, "chat_template": chat_template or None}
+        others: dict[str, Any] = {"prompt": prompt, "response": response, "template": template}
+        others["chat_template"] = chat_template or None
         others["augmentation"] = augmentation  # all of a plain text is learned, also what would be wrong in it
         given = [option for option, value in others.items() if value is not None]
         if given:

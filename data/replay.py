@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from random import Random
 from string import Formatter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData, row_number
 
-Data = TypeVar("Data", ClassificationData, GenerationData)
+Data = TypeVar("Data", bound=ClassificationData | GenerationData)
 
 
 def united_labels(earlier: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -31,7 +31,9 @@ def with_earlier_labels(data: Data, earlier: Sequence[str]) -> Data:
     """Data of classification that knows the earlier labels too; other data as they are."""
     if not isinstance(data, ClassificationData):
         return data
-    return dataclasses.replace(data, label_names=united_labels(earlier, data.label_names))
+    result: Any = dataclasses.replace(data, label_names=united_labels(earlier, data.label_names))
+    known: Data = result
+    return known
 
 
 def replay_rows(data: ClassificationData | GenerationData, fraction: float, seed: int) -> list[int]:
@@ -46,20 +48,20 @@ def replay_rows(data: ClassificationData | GenerationData, fraction: float, seed
     return sorted(place for rows in chosen for place in rows)
 
 
-def with_replay(data: Data, earlier: Sequence[Data], fraction: float, seed: int) -> Data:
+def with_replay(data: Data, earlier: Sequence[ClassificationData | GenerationData], fraction: float, seed: int) -> Data:
     """The rows of `data`, then replayed rows of each of the earlier data; the settings are those of `data`."""
+    mixed: Any = _numbered(data)
     for other in earlier:
-        data = _joined(data, other.take(replay_rows(other, fraction, seed)))
-    return data
+        mixed = _joined(mixed, _numbered(other).take(replay_rows(other, fraction, seed)))
+    result: Data = mixed
+    return result
 
 
 def mixing_problems(
     data: ClassificationData | GenerationData, earlier: ClassificationData | GenerationData
 ) -> list[str]:
-    """What keeps one adapter from learning both kinds of rows."""
+    """What keeps one adapter from learning both kinds of rows, of one task."""
     problems = []
-    if isinstance(data, ClassificationData) != isinstance(earlier, ClassificationData):
-        return ["one is for classification, the other for generation"]
     if isinstance(data, MultiLabelData) != isinstance(earlier, MultiLabelData):
         problems.append("multi_label differs")
     if _form(data.template) != _form(earlier.template):
@@ -69,13 +71,15 @@ def mixing_problems(
     return problems
 
 
-def _joined(first: Data, second: Data) -> Data:
-    fields = ("prompts", "responses") if isinstance(first, GenerationData) else ("texts", "labels")
-    if isinstance(first, MultiLabelData):
-        fields = (*fields, "label_sets")
-    columns = {name: [*getattr(first, name), *getattr(second, name)] for name in fields}
-    numbers = [row_number(data, place) for data in (first, second) for place in range(len(data))]
-    return dataclasses.replace(first, **columns, row_numbers=numbers)
+def _joined(first: Any, second: Any) -> Any:
+    """The rows of two data of one kind, with the settings of the first."""
+    fields = ["prompts", "responses"] if isinstance(first, GenerationData) else ["texts", "labels"]
+    fields += ["label_sets", "row_numbers"] if isinstance(first, MultiLabelData) else ["row_numbers"]
+    return dataclasses.replace(first, **{name: [*getattr(first, name), *getattr(second, name)] for name in fields})
+
+
+def _numbered(data: Any) -> Any:
+    return dataclasses.replace(data, row_numbers=[row_number(data, place) for place in range(len(data))])
 
 
 def _form(template: str) -> list[str]:

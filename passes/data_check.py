@@ -75,7 +75,7 @@ def check_data(
         if train is not None:
             earlier = training_data.get(step.config.get("continues") or "")
             for other, where in ((earlier, "continues"), *((data, "replay.data_configs") for data in replayed)):
-                if other is not None:
+                if other is not None and isinstance(other, ClassificationData) == isinstance(train, ClassificationData):
                     mixed = [f"passes.{name}.{where}: {other.source}: {p}" for p in mixing_problems(train, other)]
                     loader.problems += mixed or _unknown_labels(f"passes.{name}.{where}", train, earlier, other)
             if isinstance(earlier, ClassificationData):

@@ -125,20 +125,12 @@ def start_from(adapted: Any, start: Path) -> None:
     from passes.training.bottleneck import BottleneckAdapted
 
     earlier = {name: value for name, value in load_file(start / WEIGHTS).items() if name != HEAD_KEY}
-    own = {name: value.shape for name, value in adapted.weights().items()}
-    wrong = [
-        name
-        for name in sorted(own.keys() | earlier.keys())
-        if name not in earlier or own.get(name) != earlier[name].shape
-    ]
+    theirs, own = ({name: list(v.shape) for name, v in some.items()} for some in (earlier, adapted.weights()))
+    wrong = [name for name in sorted(own.keys() | theirs.keys()) if own.get(name) != theirs.get(name)]
     if wrong:
-        shapes = [
-            list(x) if x is not None else None
-            for x in (own.get(wrong[0]), getattr(earlier.get(wrong[0]), "shape", None))
-        ]
         raise OlivalError(
-            f"continues: {start.name} is an adapter of another form: {wrong[0]} has shape {shapes[1]} there, but "
-            f"{shapes[0]} here ({len(wrong)} such tensors); method, rank and target_modules must be the same"
+            f"continues: {start.name} is of another form: {wrong[0]} has shape {theirs.get(wrong[0])} there, "
+            f"but {own.get(wrong[0])} here ({len(wrong)} such tensors); method, rank and target_modules must be its own"
         )
     if isinstance(adapted, BottleneckAdapted):
         with torch.no_grad():

@@ -119,7 +119,7 @@ def test_templates_are_taken_in_turn_and_their_words_stay(mails: Path) -> None:
 
 
 def test_prompts_change_and_responses_do_not(mails: Path) -> None:
-    options = {"prompt": "text", "augmentation": {"word_dropout": 0.5, "copies": 2}}
+    options: dict[str, Any] = {"prompt": "text", "augmentation": {"word_dropout": 0.5, "copies": 2}}
     data = load_data(config(mails, "generation", **options))
     assert isinstance(data, GenerationData) and len(data.prompts) == len(data.responses) > 12
     for prompt, response, number in zip(data.prompts, data.responses, data.row_numbers, strict=True):
