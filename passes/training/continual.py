@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,17 +100,31 @@ def continued_data(
         start: folder of the earlier adapter.
         replay: None, or the fields of `Replay`.
         load: loads a data config as data of the same task.
+
+    Raises OlivalError where there is nothing to replay.
     """
     data = with_earlier_labels(data, earlier_labels(start))
     if replay is None:
         return data
     chosen = Replay(**replay)
+    if not chosen.data_configs:
+        raise OlivalError("replay: names no data_configs; the check of a workflow fills them in, else give them")
     return with_replay(data, [load(c) for c in chosen.data_configs], chosen.fraction, chosen.seed)
 
 
 def earlier_labels(start: Path) -> list[str]:
     """The labels of a trained adapter in the order of its head's rows; none of one for generation."""
-    return list(json.loads((start / "adapter.json").read_text(encoding="utf-8"))["labels"] or [])
+    return list(_description(start)["labels"] or [])
+
+
+def kept_thresholds(
+    thresholds: Sequence[float], label_names: Sequence[str], seen: Container[str], start: Path
+) -> list[float]:
+    """`thresholds` of `label_names`, but of the earlier adapter where no held-out row had the label: none is `seen`."""
+    before = _description(start)
+    earlier = dict(zip(before["labels"], before["thresholds"], strict=True))
+    pairs = zip(label_names, thresholds, strict=True)
+    return [value if name in seen else earlier.get(name, value) for name, value in pairs]
 
 
 def start_from(adapted: Any, start: Path) -> None:
@@ -154,3 +168,8 @@ def copy_head(weight: torch.Tensor, label_names: Sequence[str], start: Path) -> 
     assert united_labels(earlier, label_names) == list(label_names), "the earlier labels come first"
     with torch.no_grad():
         weight[: len(earlier)] = head.to(weight)
+
+
+def _description(start: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((start / "adapter.json").read_text(encoding="utf-8"))
+    return content

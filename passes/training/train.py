@@ -22,7 +22,7 @@ from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
 from passes.base_model import load_base, load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
-from passes.training.continual import copy_head, start_from
+from passes.training.continual import copy_head, kept_thresholds, start_from
 from passes.training.deployed_base import load_deployed, quantized_base
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
@@ -173,6 +173,9 @@ def train_adapter(
     thresholds = None
     if isinstance(train_data, MultiLabelData):
         thresholds = _thresholds(trainer, held_out, validation_data, train_data.label_names)
+        if start is not None:
+            seen = {name for row in getattr(validation_data, "label_sets", []) for name in row}
+            thresholds = kept_thresholds(thresholds, train_data.label_names, seen, start)
     if not arguments.should_save:  # another process of this machine writes the adapter
         return
     adapted.save_config(folder, base)

@@ -33,6 +33,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take longer to draw than these trainings last."""
+    monkeypatch.setattr("passes.training.train.plot_curves", lambda *_: None)
+
+
 def odd_data() -> ClassificationData:
     """Rows of a class that mood_data has, and of one that is new."""
     texts = [*GOOD, "Two plus two is four.", "Please answer by Friday.", "Call the office.", "seven, eight, nine"]
@@ -82,7 +88,7 @@ def reference(base: Path, folder: Path, method: str) -> Any:
     return model
 
 
-SLOW = ("lora", "qlora")  # a classifier's start shows the one, and both go the way of dora
+SLOW = ("lora", "qlora", "dora")  # a classifier's start shows the way that they go
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in METHODS])
@@ -162,6 +168,22 @@ def test_replayed_rows_are_the_share_of_each_class() -> None:
     assert len(written) == 6 and set(zip(written.prompts, written.responses, strict=True)) == pairs
     several = MultiLabelData(["x", "y"], ["a, b", ""], ["a", "b"], label_sets=[["a", "b"], []])
     assert with_replay(several, [several], 1.0, 0).label_sets == [["a", "b"], [], ["a", "b"], []]
+
+
+@pytest.mark.slow
+def test_several_labels_a_text_keep_the_earlier_thresholds(tmp_path: Path, tiny_llama_path: Path) -> None:
+    """Where no held-out row has a label, nothing can be learned of its threshold."""
+    several = MultiLabelData(GOOD + BAD, [""] * 8, ["a", "b"], label_sets=[["a"]] * 4 + [["b"]] * 3 + [[]])
+    first = trained(tmp_path / "first", tiny_llama_path, "lora", several)
+    description = json.loads((first / "adapter.json").read_text(encoding="utf-8"))
+    description["thresholds"] = [0.125, 0.25]
+    (first / "adapter.json").write_text(json.dumps(description), encoding="utf-8")
+    new = MultiLabelData(GOOD, [""] * 4, ["a", "b", "c"], label_sets=[["c"], ["b"], ["c", "b"], []])
+    settings = AdapterSettings("test", rank=4, training_args={"max_steps": 1})
+    train_adapter(tmp_path, tiny_llama_path, settings, new, new, start=first)
+    after = json.loads((tmp_path / "adapter.json").read_text(encoding="utf-8"))
+    assert after["labels"] == ["a", "b", "c"] and after["thresholds"][0] == 0.125
+    assert all(0 < value < 1 and value != 0.25 for value in after["thresholds"][1:])
 
 
 def test_backward_transfer_is_that_of_the_paper() -> None:
@@ -284,6 +306,9 @@ def test_what_an_adapter_goes_on_from_is_part_of_its_key(
         with pytest.raises(OlivalError, match="stop"):
             run_pass("ClassificationHead", handler, {**options, **change})
     assert keys[0] == keys[1] and len(set(keys)) == 5
+    handler = HfModelHandler(str(tiny_llama_path), model_attributes={ATTRIBUTE: {"mood": str(mood)}})
+    with pytest.raises(OlivalError, match="replay: names no data_configs"):
+        run_pass("ClassificationHead", handler, {**options, "replay": {"fraction": 0.5}})
     with pytest.raises(OlivalError, match="no pass before this one trains 'mood'"):
         run_pass("ClassificationHead", HfModelHandler(str(tiny_llama_path)), options)
 
@@ -295,7 +320,6 @@ def fingerprint(workflow: dict[str, Any], name: str) -> str:
 def test_the_fingerprint_follows_earlier_data(chain: dict[str, Any]) -> None:
     """Replayed rows and the held-out rows of earlier tasks are read by the pass, so Olive's cache must see them."""
     first = fingerprint(chain, "odd")
-    assert fingerprint(chain, "odd") == first
     validation = next(d for d in chain["data_configs"] if d["name"] == "mood_validation")
     validation["pre_process_data_config"]["max_length"] = 48
     second = fingerprint(chain, "odd")
