@@ -23,9 +23,10 @@ def options_of_another_kind(workflow: Workflow) -> None:
 
 
 OPTIONS = (
-    "Valid: adapter_name, alpha, baselines, bottleneck_size, compute_dtype, continues, cpu_offload, "
-    "double_quantization, dropout, early_stopping, freeze, head_dropout, loss, method, pooling, quantization, rank, "
-    "replay, rslora, seed, target_modules, train_data_config, training_args, validation_data_config, virtual_tokens"
+    "Valid: accelerate_config, adapter_name, alpha, baselines, bottleneck_size, compute_dtype, continues, cpu_offload, "
+    "double_quantization, dropout, early_stopping, freeze, head_dropout, loss, method, pooling, processes, "
+    "quantization, rank, replay, rslora, seed, target_modules, train_data_config, training_args, "
+    "validation_data_config, virtual_tokens"
 )
 NAMES = "right are letters, digits, '_' and '-', and none of base, latency, size_on_disk"
 
