@@ -65,9 +65,8 @@ def test_shares_are_the_batch(rows: int, processes: int) -> None:
 
 def config(**values: Any) -> Any:
     """As Olive gives it to a pass."""
-    return SimpleNamespace(
-        **{**dataclasses.asdict(AdapterSettings("test")), "validation_data_config": None, "method": None, **values}
-    )
+    others: dict[str, Any] = dict.fromkeys(("validation_data_config", "method", "continues", "replay"))
+    return SimpleNamespace(**{**dataclasses.asdict(AdapterSettings("test")), **others, **values})
 
 
 def written(folder: Path, name: str = "accelerate.yaml", **values: Any) -> str:
