@@ -319,7 +319,7 @@ def test_the_metric_must_be_one_of_the_data(option: Any, several: bool, right: b
 )
 def test_cycles_have_no_other_warm_up(training: dict[str, Any], wrong: list[str]) -> None:
     config = SimpleNamespace(**dataclasses.asdict(AdapterSettings("test", training_args=training)))
-    config.validation_data_config = None
+    config.validation_data_config = config.continues = config.replay = None
     assert [problem.split(":")[0] for problem in settings_problems(config, "classification")] == wrong
 
 
