@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,14 @@ def adapter_step(kind: str, name: str, data: str, **options: Any) -> dict[str, A
     step = {"type": kind, "adapter_name": name, "train_data_config": f"{data}_train", "rank": 4}
     training = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.01}
     return {**step, "training_args": training, **options}
+
+
+def pass_config(**values: Any) -> Any:
+    """What Olive gives to a training pass: the options that both have, at their defaults unless given."""
+    from passes.training.settings import adapter_options
+
+    defaults = {name: option.default_value for name, option in adapter_options().items()}
+    return SimpleNamespace(**{**defaults, "adapter_name": "test", **values})
 
 
 def workflow(folder: Path, base: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -30,7 +29,7 @@ from passes.training.settings import AdapterSettings, settings_problems, trainin
 from passes.training.shared_batches import own_share, share_sizes
 from passes.training.train import train_adapter
 from runtime.errors import OlivalError
-from tests.passes.conftest import REPOSITORY, data_config, mood_data, write_mood_csv
+from tests.passes.conftest import REPOSITORY, data_config, mood_data, pass_config, write_mood_csv
 from tests.passes.several_trainings import cases, moods, options, train_all
 
 CLOSE = 1e-4
@@ -61,12 +60,6 @@ def test_shares_are_the_batch(rows: int, processes: int) -> None:
     for share, size in zip(shares, sizes, strict=True):
         assert len(share) == max(size, 1)  # who has no row computes one, of which nothing is learned
         assert size or share[0]["labels"] == [-100] * min(len(row["input_ids"]) for row in batch)
-
-
-def config(**values: Any) -> Any:
-    """As Olive gives it to a pass."""
-    others: dict[str, Any] = dict.fromkeys(("validation_data_config", "method", "continues", "replay"))
-    return SimpleNamespace(**{**dataclasses.asdict(AdapterSettings("test")), **others, **values})
 
 
 def written(folder: Path, name: str = "accelerate.yaml", **values: Any) -> str:
@@ -129,17 +122,17 @@ def test_what_is_wrong_is_said_before_a_run(tmp_path: Path, name: str, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     given, values, lines = WRONG[name]
     file = {} if values is None else {"accelerate_config": written(tmp_path, **values)}
-    found = settings_problems(config(**given, **file), "classification")
+    found = settings_problems(pass_config(**given, **file), "classification")
     assert [problem.replace(str(tmp_path / "accelerate.yaml:"), "*")[: len(line)]
             for problem, line in zip(found, lines, strict=True)] == lines  # fmt: skip
 
 
 def test_a_file_that_is_not_there_or_no_object(tmp_path: Path) -> None:
     right = written(tmp_path, num_processes=2)
-    (problem,) = settings_problems(config(accelerate_config=f"{right[:-6]}.yaml"), "generation")
+    (problem,) = settings_problems(pass_config(accelerate_config=f"{right[:-6]}.yaml"), "generation")
     assert "there is no file" in problem and f"did you mean '{right}'?" in problem
     (tmp_path / "list.yaml").write_text("[1, 2", encoding="utf-8")
-    (problem,) = settings_problems(config(accelerate_config=str(tmp_path / "list.yaml")), "generation")
+    (problem,) = settings_problems(pass_config(accelerate_config=str(tmp_path / "list.yaml")), "generation")
     assert "list.yaml: cannot be read" in problem
 
 
@@ -156,7 +149,7 @@ def test_sharded_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def found(values: dict[str, Any], **others: Any) -> list[str]:
         from passes.training.processes import launch_problems
 
-        return launch_problems(config(accelerate_config=written(tmp_path, **values), **others), "generation")
+        return launch_problems(pass_config(accelerate_config=written(tmp_path, **values), **others), "generation")
 
     assert found(fsdp()) == []
     shipped = yaml.safe_load((REPOSITORY / "workflows" / "accelerate" / "fsdp.yaml").read_text(encoding="utf-8"))
@@ -435,7 +428,7 @@ def test_each_of_two_machines_gets_the_adapter(tmp_path: Path, tiny_llama_path: 
         file = written(tmp_path, f"{rank}.yaml", machine_rank=rank, rdzv_backend="static", **shared)
         work = job(tmp_path / str(rank), tiny_llama_path, options())
         settings = dataclasses.replace(work.settings, processes=1, accelerate_config=file)
-        assert settings_problems(config(accelerate_config=file), "classification") == []
+        assert settings_problems(pass_config(accelerate_config=file), "classification") == []
         works.append(dataclasses.replace(work, settings=settings))
     with ThreadPoolExecutor() as pool:
         list(pool.map(train_in_processes, works))

@@ -30,7 +30,7 @@ from passes.training.train import train_adapter
 from passes.training.trainer import AdapterTrainer
 from passes.training.validation import SCORES, ReportValidation
 from search.olive_run import PRELOADED
-from tests.passes.conftest import mood_data, story_data
+from tests.passes.conftest import mood_data, pass_config, story_data
 
 DATA: dict[str, Callable[[], Any]] = {"classification": lambda: mood_data(2), "generation": lambda: stories()}
 # dropout, an optimizer with a state and a schedule: all of them must go on where they were
@@ -318,8 +318,7 @@ def test_the_metric_must_be_one_of_the_data(option: Any, several: bool, right: b
     ],
 )
 def test_cycles_have_no_other_warm_up(training: dict[str, Any], wrong: list[str]) -> None:
-    config = SimpleNamespace(**dataclasses.asdict(AdapterSettings("test", training_args=training)))
-    config.validation_data_config = config.continues = config.replay = None
+    config = pass_config(training_args=training)
     assert [problem.split(":")[0] for problem in settings_problems(config, "classification")] == wrong
 
 
