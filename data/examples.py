@@ -193,7 +193,7 @@ def load_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | 
         kind = config.pre_process_data_config.type if config.pre_process_data_config else None
         raise DataError(
             f"data config {config.name!r}: pre_process_data_config.type {kind!r} makes no data for this workspace; "
-            + nearest(kind, ["classification", "generation"])
+            + nearest(kind, ["classification", "generation", "structured"])
         )
     return result
 

@@ -79,9 +79,13 @@ def check_values(dataset: Dataset, column: str, source: str, allow_blank: bool =
 
 def describe_rows(dataset: Dataset, indices: Sequence[int]) -> str:
     """Names the first five of some rows by their number in the file: ``3 of 120 rows: 4, 17, 90``."""
-    numbers = dataset[ROW_NUMBER] if ROW_NUMBER in dataset.column_names else range(1, len(dataset) + 1)
-    shown = ", ".join(str(numbers[index]) for index in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    shown = ", ".join(str(row_number(dataset, index)) for index in indices[:5]) + (", ..." if len(indices) > 5 else "")
     return f"{len(indices)} of {len(dataset)} rows: {shown}"
+
+
+def row_number(dataset: Dataset, index: int) -> int:
+    """The number of a row in its file, from 1; a part of a data set keeps the numbers of the whole."""
+    return int(dataset[index][ROW_NUMBER]) if ROW_NUMBER in dataset.column_names else index + 1
 
 
 def _missing(value: Any, allow_blank: bool) -> bool:

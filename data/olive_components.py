@@ -1,6 +1,6 @@
 """The Olive data components of this workspace; importing this module registers them.
 
-load_dataset "rows"; pre_process "classification" and "generation". A data config:
+load_dataset "rows"; pre_process "classification", "generation" and "structured". A data config:
 
     {"name": "spam_train", "user_script": "register.py",
      "load_dataset_config": {"type": "rows", "data_files": "data/samples/sms_spam_train.csv"},
@@ -18,6 +18,7 @@ from olive.data.registry import Registry
 from data.examples import ClassificationData, GenerationData
 from data.loading import load_rows
 from data.preparing import prepare_classification, prepare_generation, select_part
+from data.structured import prepare_structured
 from runtime.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -91,6 +92,22 @@ def generation(
     return prepare_generation(
         dataset, prompt, response, template, text_template, max_length, packing, chat_template, augmentation
     )
+
+
+@Registry.register_pre_process("structured")
+def structured(
+    dataset: Dataset,
+    template: str | None = None,
+    answer: Any = None,
+    schema: str | None = None,
+    max_length: int = 256,
+    chat_template: bool = False,
+    **others: Any,
+) -> GenerationData:
+    """Rows to GenerationData whose responses are JSON, see `data.structured.prepare_structured`."""
+    _refuse("structured", structured, others)
+    _check_rows("structured", dataset)
+    return prepare_structured(dataset, template, answer, schema, max_length, chat_template)
 
 
 def _refuse(name: str, component: Callable[..., Any], others: dict[str, Any]) -> None:

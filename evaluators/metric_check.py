@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data.json_schema import read_schema
 from evaluators import latency
 from evaluators.case_quality import SCORES as CASE_SCORES
 from evaluators.cases import read_cases
 from evaluators.quality import CLASSIFICATION, GENERATION, LOWER_IS_BETTER, STRUCTURED
-from evaluators.structured import read_schema
 from runtime.errors import DataError, OlivalError, nearest
 
 # Olive's sub types of the type "accuracy" by the adapter's task, and the rows that they bring into the table

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data.examples import ClassificationData, GenerationData
+from data.json_schema import read_schema
 from data.loading import load_rows
 from data.preparing import prepare_classification, prepare_generation
 from data.templates import placeholders
 from evaluators.case_quality import CASES
 from evaluators.quality import CLASSIFICATION, GENERATION, LIKELIHOOD, STRUCTURED, AnswerOptions
-from evaluators.structured import read_schema
 from runtime.errors import ConfigError, DataError, OlivalError, nearest
 from runtime.manifest import read_manifest
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from data.json_schema import parse_json, schema_problem, schema_validator
 from runtime.errors import DataError
 
 ROW_SCORES = ("json_valid", "schema_valid", "exact", "right_leaves", "leaves")
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LISTED_PROBLEMS = 20  # answers with a problem that the result and errors list; the scores count all of them
 PROGRESS_AFTER_SECONDS = 3
-TEXT_LENGTH = 200  # characters of a problem: validators quote the whole value
 PLAIN_KEY = re.compile(r"[^\W\d][\w-]*")  # a key that a path shows without quotes
 
 
@@ -73,35 +69,6 @@ def structured_row_scores(
     return {name: [float(row[name]) for row in table] for name in names}
 
 
-def read_schema(file: Path) -> Any:
-    """A JSON Schema from a file, checked. Raises DataError: no such file, no JSON, or where the schema is wrong."""
-    try:
-        schema = parse_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: no JSON: {error}") from error
-    try:
-        _validator(schema)
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from error
-    return schema
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text, strictly as in `structured_scores`. Raises ValueError: what is wrong, and where."""
-    try:
-        return json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole
-        )
-    except json.JSONDecodeError as error:
-        start = text[error.pos : error.pos + 20]
-        found = f"found {start!r}" if start else "the text ends"
-        raise ValueError(f"line {error.lineno} column {error.colno}: {error.msg}, {found}") from None
-    except RecursionError:
-        raise ValueError("lists or objects are nested too deeply") from None
-
-
 def leaves(value: Any) -> dict[tuple[str, str], Any]:
     """{(path, pattern): leaf} of a JSON value, in its order. The value itself is `$` when it is a leaf.
 
@@ -134,7 +101,7 @@ def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> t
     for row, answer in enumerate(answers):
         if not isinstance(answer, str):
             raise DataError(f"answers[{row}] must be a text, but got {answer!r}")
-    validator = None if schema is None else _validator(schema)
+    validator = None if schema is None else schema_validator(schema)
     values = _expected_values(expected, validator)
     table, problems = [], []
     rows = list(zip(values, answers, strict=True))
@@ -152,7 +119,7 @@ def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> t
         except ValueError as error:
             problems.append({"row": row, "problem": f"no JSON: {error}"})
         else:
-            problem = None if validator is None else _schema_problem(validator, given)
+            problem = None if validator is None else schema_problem(validator, given)
             if problem is not None:
                 problems.append({"row": row, "problem": problem})
             answered = leaves(given)
@@ -168,7 +135,7 @@ def _expected_values(expected: Sequence[Any], validator: Any) -> list[Any]:
     for row, given in enumerate(expected):
         try:
             value = parse_json(given if isinstance(given, str) else json.dumps(given))
-            if validator is not None and (problem := _schema_problem(validator, value)) is not None:
+            if validator is not None and (problem := schema_problem(validator, value)) is not None:
                 problems.append(f"expected[{row}]: {problem}")
         except (ValueError, TypeError, RecursionError) as error:
             problems.append(f"expected[{row}]: no JSON: {error}")
@@ -178,54 +145,6 @@ def _expected_values(expected: Sequence[Any], validator: Any) -> list[Any]:
         more = [f"and {len(problems) - LISTED_PROBLEMS} more"] if len(problems) > LISTED_PROBLEMS else []
         raise DataError("\n".join([*problems[:LISTED_PROBLEMS], *more]))
     return values
-
-
-def _validator(schema: Any) -> Any:
-    """A validator of the schema, which is checked first: every keyword, and that every reference leads somewhere."""
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    dialect = schema.get("$schema", DIALECT) if isinstance(schema, dict) else DIALECT
-    if str(dialect).rstrip("#") != DIALECT:
-        raise DataError(f"schema at $.$schema: only draft 2020-12 is read ({DIALECT}), but got {dialect!r}")
-    meta = Draft202012Validator(Draft202012Validator.META_SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
-    problems = [
-        f"schema at {error.json_path}: {'; '.join(cause.message for cause in error.context) or error.message}"
-        for error in meta.iter_errors(schema)
-    ]
-    # a registry that knows the draft itself and, unlike the default one, fetches nothing
-    registry: Registry[Any] = Registry().with_resource(DIALECT, DRAFT202012.create_resource(meta.META_SCHEMA))
-    if not problems:
-        resource = DRAFT202012.create_resource(schema)
-        waiting = [(resource, registry.resolver_with_root(resource))]
-        while waiting:
-            part, resolver = waiting.pop()
-            if isinstance(part.contents, dict) and (reference := part.contents.get("$ref")) is not None:
-                try:
-                    resolver.lookup(reference)
-                except Unresolvable:
-                    problems.append(f"schema: $ref {reference!r} leads nowhere; nothing is fetched from a network")
-            waiting += [(child, resolver.in_subresource(child)) for child in part.subresources()]
-    if problems:
-        raise DataError("\n".join(dict.fromkeys(problems)))
-    return Draft202012Validator(schema, registry=registry)
-
-
-def _schema_problem(validator: Any, value: Any) -> str | None:
-    """The error that says most about why a value does not fit, with its place; None when it fits."""
-    from jsonschema.exceptions import best_match
-
-    try:
-        error = best_match(validator.iter_errors(value))
-    except RecursionError:
-        return "nested too deeply for the schema, or a $ref of the schema leads to itself"
-    return None if error is None else f"{error.json_path}: {_short(error.message)}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
 def _same(wanted: Any, given: Any) -> bool:
@@ -240,30 +159,6 @@ def _step(path: str, key: str) -> str:
     if not PLAIN_KEY.fullmatch(key):
         return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     return f"{path}.{key}" if path else key
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice[0]!r} is given twice in an object")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {_short(text)} is beyond float64")
-    return value
-
-
-def _whole(text: str) -> int:
-    _finite(text)
-    return int(text)
 
 
 def _mean(values: Sequence[bool]) -> float:

@@ -33,6 +33,7 @@ from olive.evaluator.olive_evaluator import OliveEvaluator
 from olive.evaluator.registry import Registry
 
 from data.examples import load_data
+from data.json_schema import read_schema
 from evaluators.case_quality import CASES
 from evaluators.continual import read_reports
 from evaluators.finished_parts import FinishedParts
@@ -49,7 +50,6 @@ from evaluators.metric_check import (
 )
 from evaluators.quality import AnswerOptions
 from evaluators.scoring import adapter_cases, adapter_quality, latency_rows, quality_rows, size_columns
-from evaluators.structured import read_schema
 from runtime.errors import ConfigError
 
 EVALUATOR_TYPE = "OlivalEvaluator"

@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from runtime.errors import PackageError, nearest
+from runtime.json_answers import guided
 
-# what keeps JSON finite: without it a model may write white space between two tokens for ever
-_WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_grammar"}  # ours: onnxruntime-genai's
 
 
@@ -106,11 +105,9 @@ def _guide_problems(values: dict[str, Any]) -> list[str]:
         schema = values["json_schema"]
         try:
             schema = json.loads(schema) if isinstance(schema, str) else schema
-            if isinstance(schema, dict):
-                schema = {"x-guidance": _WHITESPACE, **schema}
-            elif not isinstance(schema, bool):
+            if not isinstance(schema, dict | bool):
                 problems.append(f"json_schema is {str(schema)[:60]!r}, but must be an object, or its JSON text")
-            values["json_schema"] = json.dumps(schema)
+            values["json_schema"] = json.dumps(guided(schema))
         except (TypeError, ValueError) as error:
             problems.append(f"json_schema is no JSON: {error}")
     return problems

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from jsonschema import validators
 
+from data.json_schema import parse_json
 from evaluators.intervals import mean_interval
-from evaluators.structured import LISTED_PROBLEMS, leaves, parse_json, structured_row_scores, structured_scores
+from evaluators.structured import LISTED_PROBLEMS, leaves, structured_row_scores, structured_scores
 from runtime.errors import DataError
 
 SCHEMA = {
