@@ -67,7 +67,16 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics", metavar="A,B", help="default: all that need no written answers; see docs/evaluation.md"
     )
     rows.add_argument("--schema", type=Path, metavar="FILE", help="JSON Schema that answers must keep")
-    rows.add_argument("--max-new-tokens", type=int, default=AnswerOptions.max_new_tokens, metavar="N")
+    rows.add_argument(
+        "--answer", metavar="COLUMN|JSON", help="with --schema: the expected answer, as in the data type 'structured'"
+    )
+    rows.add_argument("--constrained", action="store_true", help="hold the package's answers to --schema")
+    rows.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"default: {AnswerOptions.max_new_tokens}, with --constrained what --schema permits",
+    )
     rows.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; repeatable")
     rows.add_argument("--base", type=Path, metavar="FOLDER", help="the base in PyTorch, to compare with")
     rows.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,16 +112,24 @@ class Measuring:
         return scores
 
     def answers(
-        self, name: str, adapter: str | None, data: GenerationData, max_new_tokens: int, stop: Sequence[str] = ()
+        self,
+        name: str,
+        adapter: str | None,
+        data: GenerationData,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        schema: Any = None,
     ) -> list[str]:
-        """The greedy answer to each row's prompt."""
+        """The greedy answer to each row's prompt, held to a schema if one is given to a model that `constrains`."""
         prompts = [encode_prompt(self.tokenizer, prompt, data.template) for prompt in data.prompts]
 
         def compute(rows: list[int]) -> list[str]:
             chosen = [prompts[row] for row in rows]
-            return list(self.models[name].generate(chosen, adapter, max_new_tokens, stop, self._batch_size))
+            held = {} if schema is None else {"schema": schema}
+            return list(self.models[name].generate(chosen, adapter, max_new_tokens, stop, self._batch_size, **held))
 
         what = f"answers of {max_new_tokens} tokens, stop {list(stop)}"
+        what += "" if schema is None else f", schema {json.dumps(schema)}"
         return self._by_parts(name, adapter, what, data, [len(ids) for ids in prompts], compute)
 
     def part(self, name: str, adapter: str | None, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ from data.json_schema import read_schema
 from evaluators import latency
 from evaluators.case_quality import SCORES as CASE_SCORES
 from evaluators.cases import read_cases
+from evaluators.constrained import answer_tokens
 from evaluators.quality import CLASSIFICATION, GENERATION, LOWER_IS_BETTER, STRUCTURED
 from runtime.errors import DataError, OlivalError, nearest
 
@@ -23,8 +24,8 @@ SCORES = {
     "generation": (*GENERATION, *CASE_SCORES["generation"]),
 }
 # what metric_options say of a "custom" metric, beside the adapter: tokens; texts that end an answer; file of a JSON
-# Schema; file of cases
-ANSWERING = ("max_new_tokens", "stop", "schema", "cases")
+# Schema; whether answers are held to it; file of cases
+ANSWERING = ("max_new_tokens", "stop", "schema", "constrained", "cases")
 PERCENTILES = tuple(f"p{p}" for p in latency.TABLE_PERCENTILES)
 PHASES = {"first_token": "ttft", "output_token": "tpot", "classify": "classify"}
 LATENCY_OPTIONS = {"prompt_tokens": 32, "new_tokens": 32}
@@ -125,15 +126,24 @@ def _answer_problems(where: str, metric: Any, options: dict[str, Any]) -> list[s
         except OlivalError as error:
             problems.append(f"{where}.cases: {error}")
     structured = [str(sub.name) for sub in metric.sub_types if sub.name in STRUCTURED]
+    constrained = options.get("constrained", False)
+    if not isinstance(constrained, bool):
+        problems.append(f"{where}.constrained: must be true or false, but got {constrained!r}")
     if "schema" in options:
-        try:
-            read_schema(Path(str(options["schema"])))
-        except DataError as error:
-            problems.append(f"{where}.schema: {error}")
         if not structured:
             problems.append(f"{where}.schema: none of the metric's scores uses it; those are {', '.join(STRUCTURED)}")
-    elif "schema_valid" in structured:
-        problems.append(f"{where}.schema: schema_valid needs it, the file of a JSON Schema")
+        try:
+            schema = read_schema(Path(str(options["schema"])))
+        except DataError as error:
+            return [*problems, f"{where}.schema: {error}"]
+        try:
+            if constrained is True and isinstance(tokens, int):
+                answer_tokens(schema, options.get("max_new_tokens"))
+        except DataError as error:
+            problems.append(f"{where}.constrained: {error}")
+    elif "schema_valid" in structured or constrained is True:
+        user = "schema_valid" if "schema_valid" in structured else "constrained"
+        problems.append(f"{where}.schema: {user} needs it, the file of a JSON Schema")
     return problems
 
 

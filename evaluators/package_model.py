@@ -23,6 +23,8 @@ SIDE_BY_SIDE_BYTES = 512 * 2**20  # a larger base is not loaded twice; see `Pack
 class PackageModel:
     """A package folder; the same interface as evaluators.torch_model.TorchModel."""
 
+    constrains = True  # `generate` takes a schema
+
     def __init__(self, folder: Path, execution_provider: str | None = None, side_by_side: bool = True) -> None:
         """Loads the package and, unless its base is an encoder, runs one token of the base.
 
@@ -100,13 +102,16 @@ class PackageModel:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         batch_size: int = 16,
+        schema: Any = None,
     ) -> list[str]:
         """Greedy text after each prompt's ids, without special tokens, ended by end-of-text or before a stop string.
+
+        With a JSON Schema only tokens are chosen that lead to a text that keeps it.
 
         Raises PackageError for an unknown adapter or one that classifies, and for a prompt that fills the context.
         """
         rows = [(prompt, adapter) for prompt in prompts]
-        return self.runtime.complete(rows, max_new_tokens, batch_size, stop=list(stop))
+        return self.runtime.complete(rows, max_new_tokens, batch_size, stop=list(stop), json_schema=schema)
 
     def stream(self, prompt: list[int], adapter: str | None, new_tokens: int) -> Iterator[int]:
         """Greedy decoding; yields exactly `new_tokens` ids, end-of-text does not stop it.

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data.examples import ClassificationData, GenerationData
-from data.json_schema import read_schema
+from data.json_schema import parse_json, read_schema
 from data.loading import load_rows
 from data.preparing import prepare_classification, prepare_generation
+from data.structured import prepare_structured
 from data.templates import placeholders
 from evaluators.case_quality import CASES
+from evaluators.constrained import answer_tokens
 from evaluators.quality import CLASSIFICATION, GENERATION, LIKELIHOOD, STRUCTURED, AnswerOptions
 from runtime.errors import ConfigError, DataError, OlivalError, nearest
 from runtime.manifest import read_manifest
@@ -84,11 +86,19 @@ def read_plan(options: argparse.Namespace) -> Plan:
         except OlivalError as error:
             problems.append(f"--data {name}={file}: {error}")
         wanted[name] = _wanted(name, adapters[name]["task"], chosen, options.schema is not None, problems)
-    schema = None
+    schema, most = None, options.max_new_tokens or AnswerOptions.max_new_tokens
     try:
         schema = read_schema(options.schema) if options.schema is not None else None
     except DataError as error:
         problems.append(f"--schema: {error}")
+    for flag in ("constrained", "answer"):
+        if getattr(options, flag) and options.schema is None:
+            problems.append(f"--{flag}: needs --schema")
+    if options.constrained and schema is not None:
+        try:
+            most = answer_tokens(schema, options.max_new_tokens)
+        except DataError as error:
+            problems.append(f"--constrained: {error}")
     cases = None if options.cases is None else Path(options.cases) if options.cases else CASES
     for flag, path in (("--text-file", options.text_file), ("--cases", cases)):
         if path is not None and not path.is_file():
@@ -103,7 +113,7 @@ def read_plan(options: argparse.Namespace) -> Plan:
     problems += _output_problems(output)
     if problems:
         raise ConfigError(problems)
-    answers = AnswerOptions(options.max_new_tokens, tuple(options.stop), schema)
+    answers = AnswerOptions(most, tuple(options.stop), schema, options.constrained)
     tasks = options.tasks.split(",") if options.tasks else []
     return Plan(
         options.package, manifest, output, options.adapter, options.batch_size, options.execution_provider,
@@ -154,9 +164,23 @@ def _load(file: Path, entry: Mapping[str, Any], options: argparse.Namespace) -> 
         several = entry.get("thresholds") is not None
         return prepare_classification(dataset, None, options.label, template, entry["labels"], length, stride, several)
     length = entry["max_length"] or 2**31
+    if options.answer is not None and options.schema is not None:
+        chat = template == "chat"
+        filled = "{" + (column or "prompt") + "}" if chat else template
+        return prepare_structured(dataset, filled, _answer(options.answer), str(options.schema), length, chat)
     if template == "chat":
         return prepare_generation(dataset, column, options.response, max_length=length, chat_template=True)
     return prepare_generation(dataset, None, options.response, template, max_length=length)
+
+
+def _answer(text: str) -> Any:
+    """A column's name, or the JSON in which columns stand."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(f"--answer {text}: no JSON: {error}") from error
 
 
 def _wanted(name: str, task: str, chosen: list[str], with_schema: bool, problems: list[str]) -> Sequence[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
 from evaluators.classification import classification_report
+from evaluators.constrained import SUFFIX
 from evaluators.intermediate_values import wanted as watched
 from evaluators.intervals import LEAST_ROWS, classification_intervals, mcnemar, mean_interval, paired_bootstrap
 from evaluators.measuring import Measuring
@@ -30,6 +31,7 @@ OVERLAP = ("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")
 STRUCTURED = ("json_valid", "schema_valid", "json_exact", "fields_mean")
 GENERATION = (*LIKELIHOOD, *OVERLAP, *STRUCTURED)
 LOWER_IS_BETTER = LIKELIHOOD
+MOST_FIELDS = 12  # rows of a table for the fields of answers; those of larger ones stand in the details alone
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class AnswerOptions:
         max_new_tokens: most tokens of an answer.
         stop: texts that end an answer.
         schema: JSON Schema of the answers, for the structured scores; None checks JSON alone.
+        constrained: hold the answers of models that can be held to the schema; only packages can.
     """
 
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
+    constrained: bool = False
 
 
 @dataclass
@@ -121,7 +125,11 @@ def generation_quality(
     options: AnswerOptions,
     base: str | None = None,
 ) -> Quality:
-    """`wanted` of GENERATION for each model; `base` names the one that is also measured without the adapter."""
+    """`wanted` of GENERATION for each model; `base` names the one that is also measured without the adapter.
+
+    With fields_mean come rows `field PATTERN`, the accuracy of each field (see `structured_scores`). Scores of answers
+    under a constraint have `constrained.SUFFIX` in their names.
+    """
     quality = Quality()
     columns: list[tuple[str, str, str | None]] = [(name, name, adapter) for name in measuring.models]
     if base is not None:
@@ -145,15 +153,20 @@ def generation_quality(
     if empty := [row + 1 for row, prompt in enumerate(data.prompts) if not prompt]:
         raise DataError(f"{data.source}: row {empty[0]} has no prompt, so there is no answer to score")
     for column, name, which in columns:
-        answers = measuring.answers(name, which, data, options.max_new_tokens, options.stop)
-        scores = dict(text_scores(data.responses, answers)) if set(written) & set(OVERLAP) else {}
+        held = options.schema if options.constrained and measuring.models[name].constrains else None
+        answers = measuring.answers(name, which, data, options.max_new_tokens, options.stop, held)
+        shown, scores = list(written), dict(text_scores(data.responses, answers)) if set(written) & set(OVERLAP) else {}
         if set(written) & set(STRUCTURED):
             structured = structured_scores(data.responses, answers, options.schema)
             scores |= {"json_exact": structured["exact"]}
             scores |= {key: structured[key] for key in ("json_valid", "schema_valid", "fields_mean")}
+            fields = {f"field {pattern}": value for pattern, value in structured["field_patterns"].items()}
+            if "fields_mean" in wanted and 1 < len(fields) <= MOST_FIELDS:
+                scores |= fields
+                shown += fields
             facts = {key: structured[key] for key in ("field_patterns", "fields", "problems")}
             quality.details.setdefault("structured", {})[column] = facts
-        quality.add(column, {s: scores[s] for s in written}, {})
+        quality.add(column, {s + (SUFFIX if options.constrained else ""): scores[s] for s in shown}, {})
         quality.details.setdefault("answers", {})[column] = answers
     return quality
 

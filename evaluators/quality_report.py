@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluators.report import interval_text, number_text, plain_table, wide_console
+from evaluators.report import constrained_note, interval_text, number_text, plain_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,8 @@ def print_quality(evaluation: Mapping[str, Any], output: Path) -> None:
     console.print(f"\n[bold]{Path(package['folder']).name}[/bold]: {package['precision']} on {provider}", markup=True)
     if evaluation["quality"]:
         _print_scores(console, evaluation["quality"])
+        if note := constrained_note(evaluation["quality"]):
+            console.print(f"[dim]{note}[/dim]")
     for adapter, details in evaluation["details"].items():
         _print_confusions(console, adapter, details)
         _print_comparison(console, adapter, details)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluators.constrained import SUFFIX
 from evaluators.continual import transfer_table
 
 if TYPE_CHECKING:
@@ -88,10 +90,19 @@ def print_report(
         if reports := evaluation.get("continual"):
             console.print("What earlier tasks lost or won, PyTorch on their validation rows:")
             console.print(transfer_table(reports))
+        if note := constrained_note(evaluation["quality"]):
+            console.print(f"[dim]{note}[/dim]")
         versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
         console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
     if written and (evaluation is not None or manifest is not None):
         console.print(f"Written to {output}", soft_wrap=True)
+
+
+def constrained_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the names of scores do not say of constrained decoding; empty without any."""
+    if not any(row["metric"].endswith(SUFFIX) for row in rows):
+        return ""
+    return "constrained: the package writes under the JSON Schema, PyTorch (and its base) without, as transformers does"
 
 
 def wide_console() -> Console:

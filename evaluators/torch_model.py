@@ -36,6 +36,8 @@ def trained_on(infos: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 class TorchModel:
     """One base with named adapters; the same interface as evaluators.package_model.PackageModel."""
 
+    constrains = False  # `generate` takes no schema: transformers has no decoding under one
+
     def __init__(self, base: Path, adapters: dict[str, Path], as_trained: bool = True) -> None:
         """
         Args:

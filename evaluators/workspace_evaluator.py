@@ -35,6 +35,7 @@ from olive.evaluator.registry import Registry
 from data.examples import load_data
 from data.json_schema import read_schema
 from evaluators.case_quality import CASES
+from evaluators.constrained import SUFFIX, answer_tokens
 from evaluators.continual import read_reports
 from evaluators.finished_parts import FinishedParts
 from evaluators.metric_check import (
@@ -132,10 +133,11 @@ class WorkspaceEvaluator(OliveEvaluator):
             details["cases"] = quality.details
         measured = {}
         for row in rows:
-            name = row["metric"]
+            name = row["metric"].removesuffix(SUFFIX)
             row |= {"higher_is_better": name not in LOWER, "goal": None}
-            if any((row["adapter"], name) == (other["adapter"], other["metric"]) for other in evaluation["quality"]):
-                row["metric"] = f"{name} ({metric.name})"  # the same score on other rows
+            title = (row["adapter"], row["metric"])
+            if any(title == (other["adapter"], other["metric"]) for other in evaluation["quality"]):
+                row["metric"] += f" ({metric.name})"  # the same score on other rows
             if name in sub_types:
                 row |= self._goal(metric, sub_types[name])
             evaluation["quality"].append(row)
@@ -165,8 +167,11 @@ class WorkspaceEvaluator(OliveEvaluator):
 def answer_options(options: dict[str, Any]) -> AnswerOptions:
     """A metric's options, checked before, as how to write answers."""
     schema = read_schema(Path(options["schema"])) if "schema" in options else None
+    constrained = bool(options.get("constrained"))
     most = options.get("max_new_tokens", AnswerOptions.max_new_tokens)
-    return AnswerOptions(most, tuple(options.get("stop", ())), schema)
+    if constrained:
+        most = answer_tokens(schema, options.get("max_new_tokens"))
+    return AnswerOptions(most, tuple(options.get("stop", ())), schema, constrained)
 
 
 def _measured(column: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from data.replay import mixing_problems, with_earlier_labels
 from data.splits import find_duplicates
 from evaluators.metric_check import metric_adapter
 from evaluators.quality import OVERLAP, STRUCTURED
+from passes.answer_room import room_problems
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
@@ -109,6 +110,10 @@ def check_data(
             loader.problems += _altered_problems(where, metric.data_config, data)
             loader.problems += _label_problems(where, training_data.get(adapter), data)
             loader.problems += _length_problems(where, data, context, virtual.get(adapter, 0))
+            if isinstance(data, GenerationData) and base is not None:
+                options = metric_options.get(metric.name, {})
+                found_problems = room_problems(options, data, base, context, virtual.get(adapter, 0))
+                loader.problems += [f"evaluator.metric_options.{metric.name}.{p}" for p in found_problems]
             written = [str(sub.name) for sub in metric.sub_types if sub.name in (*OVERLAP, *STRUCTURED)]
             if written and isinstance(data, GenerationData) and not all(data.prompts):
                 loader.problems.append(f"{where}: has rows without a prompt, so no answer for {', '.join(written)}")

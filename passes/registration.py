@@ -2,8 +2,8 @@
 
 Olive has no registration for passes outside its own table, so two functions of Olive are wrapped while a workflow is
 parsed: the lookup of a pass by name, and the function that runs a parsed workflow (see passes/workflow_run.py). A
-third wrapper lets Olive's own search share a pass between candidates. tests/test_registration.py fails when Olive moves
-one of them.
+third wrapper lets Olive's own search share a pass between candidates, and two functions of Olive's metrics are mended.
+tests/test_registration.py fails when Olive moves one of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def register() -> None:
     _teach_pass_names()
     _wrap_run()
     _mend_search()
+    _mend_custom_metrics()
 
 
 def _teach_pass_names() -> None:
@@ -89,3 +90,19 @@ def _mend_search() -> None:
 
     update.knows_aliases = True  # type: ignore[attr-defined]
     FootprintNode.update = update
+
+
+def _mend_custom_metrics() -> None:
+    """Olive 0.13 cannot write down a workflow with a metric of type "custom": it has neither backend nor metric_config,
+    and the functions that write these two ask None for its fields.
+
+    pydantic has compiled them into the schemas of Metric and of everything that holds one, so they keep their identity
+    and get another body.
+    """
+    from olive.evaluator.metric import Metric, SubMetric
+
+    def written(self: Any, value: Any) -> Any:
+        return value.model_dump() if hasattr(value, "model_dump") else value
+
+    for function in (Metric.serialize_backend, SubMetric.serialize_metric_config):
+        function.__code__ = written.__code__
