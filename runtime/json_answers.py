@@ -135,12 +135,12 @@ class _Longest:
             return max(len(str(int(node[limit]))) for limit in ("minimum", "maximum"))
         if kind in ("null", "boolean"):
             return len("null" if kind == "null" else "false")
-        hints = {
-            "string": "maxLength, enum or const",
-            "integer": "minimum and maximum",
-            "number": "enum, or an integer",
+        bounds = {
+            "string": "a string of any length; give maxLength, enum or const",
+            "integer": "an integer of any length; give minimum and maximum",
+            "number": "a number of any length; give enum, or take an integer",
         }
-        raise DataError(f"schema at {place}: a {kind} of any length; give {hints[kind]}")
+        raise DataError(f"schema at {place}: {bounds[kind]}")
 
     def _object(self, node: Mapping[str, Any], place: str, followed: frozenset[str]) -> int:
         if node.get("additionalProperties") is not False or "patternProperties" in node:

@@ -26,7 +26,7 @@ def test_pass_options(name: str) -> None:
 def test_data_options() -> None:
     import data.olive_components as components
 
-    for component in (components.rows, components.classification, components.generation):
+    for component in (components.rows, components.classification, components.generation, components.structured):
         parameters = [p for p in inspect.signature(component).parameters if p not in ("dataset", "others")]
         assert parameters
         assert [p for p in parameters if f"`{p}" not in TEXT and p != "trust_remote_code"] == []

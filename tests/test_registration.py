@@ -100,7 +100,7 @@ def test_components_and_evaluator_resolve_by_name() -> None:
 
     register()
     assert DataRegistry.get_load_dataset_component("rows").__module__ == "data.olive_components"
-    for name in ("classification", "generation"):
+    for name in ("classification", "generation", "structured"):
         assert DataRegistry.get_pre_process_component(name).__module__ == "data.olive_components"
     assert EvaluatorRegistry.get("OlivalEvaluator").__module__ == "evaluators.workspace_evaluator"
 
@@ -116,6 +116,23 @@ def test_a_model_can_be_noted_twice() -> None:
     assert footprint.get_model_path("x") == "second"
     with pytest.raises(ValueError, match="model_config"):
         FootprintNode.update.__wrapped__(footprint.nodes["x"], model_config={})
+
+
+def test_a_workflow_with_a_custom_metric_can_be_written_down() -> None:
+    """Olive does that when a run starts; its own functions fail on what such a metric does not have."""
+    from olive.evaluator.olive_evaluator import OliveEvaluatorConfig
+
+    register()
+    metrics = [
+        {"name": "a", "type": "custom", "sub_types": [{"name": "chrf", "priority": 1, "higher_is_better": True}]},
+        {"name": "b", "type": "latency", "sub_types": [{"name": "p50", "priority": 2}]},
+    ]
+    config = OliveEvaluatorConfig.model_validate({"type": "OlivalEvaluator", "metrics": metrics})
+    custom, latency = config.model_dump()["metrics"]
+    assert custom["backend"] is None and custom["sub_types"][0]["metric_config"] is None
+    assert latency["backend"] == "torch_metrics" and latency["sub_types"][0]["metric_config"]["repeat_test_num"] > 0
+    again = OliveEvaluatorConfig.model_validate(config.model_dump())
+    assert [metric.model_dump() for metric in again.metrics] == [custom, latency]
 
 
 def test_registering_again_changes_nothing() -> None:
