@@ -127,8 +127,8 @@ def generation_quality(
 ) -> Quality:
     """`wanted` of GENERATION for each model; `base` names the one that is also measured without the adapter.
 
-    With fields_mean come rows `field PATTERN`, the accuracy of each field (see `structured_scores`). Scores of answers
-    under a constraint have `constrained.SUFFIX` in their names.
+    With fields_mean come rows such as `$.mood`, the accuracy of each field (see `structured_scores`). Scores of answers
+    under a constraint have `constrained.SUFFIX` in their names; the base then answers in a model that can be held so.
     """
     quality = Quality()
     columns: list[tuple[str, str, str | None]] = [(name, name, adapter) for name in measuring.models]
@@ -153,6 +153,8 @@ def generation_quality(
     if empty := [row + 1 for row, prompt in enumerate(data.prompts) if not prompt]:
         raise DataError(f"{data.source}: row {empty[0]} has no prompt, so there is no answer to score")
     for column, name, which in columns:
+        if column == "base" and options.constrained:
+            name = next((other for other, model in measuring.models.items() if model.constrains), name)
         held = options.schema if options.constrained and measuring.models[name].constrains else None
         answers = measuring.answers(name, which, data, options.max_new_tokens, options.stop, held)
         shown, scores = list(written), dict(text_scores(data.responses, answers)) if set(written) & set(OVERLAP) else {}
@@ -160,7 +162,8 @@ def generation_quality(
             structured = structured_scores(data.responses, answers, options.schema)
             scores |= {"json_exact": structured["exact"]}
             scores |= {key: structured[key] for key in ("json_valid", "schema_valid", "fields_mean")}
-            fields = {f"field {pattern}": value for pattern, value in structured["field_patterns"].items()}
+            patterns = structured["field_patterns"].items()
+            fields = {f"{'$' if pattern[0] in '[$' else '$.'}{pattern}": value for pattern, value in patterns}
             if "fields_mean" in wanted and 1 < len(fields) <= MOST_FIELDS:
                 scores |= fields
                 shown += fields

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TABLE_WIDTH = 100  # characters
+METRIC_WIDTH = 36  # of a metric's name, which leaves the other columns room
 OPERATORS = {True: ">=", False: "<="}
 
 
@@ -102,7 +103,7 @@ def constrained_note(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the names of scores do not say of constrained decoding; empty without any."""
     if not any(row["metric"].endswith(SUFFIX) for row in rows):
         return ""
-    return "constrained: the package writes under the JSON Schema, PyTorch (and its base) without, as transformers does"
+    return "constrained: the package and its base write under the JSON Schema; PyTorch writes freely"
 
 
 def wide_console() -> Console:
@@ -171,7 +172,7 @@ def _quality_cells(evaluation: dict[str, Any], with_goal: bool) -> list[list[str
     for row in evaluation["quality"]:
         *values, tfidf = (number_text(row["metric"], row[column]) for column in ("base", "pytorch", "package", "tfidf"))
         goal = [goal_text(row)] if with_goal else []
-        cells.append([row["adapter"], row["metric"], *values, interval_text(row), tfidf, *goal])
+        cells.append([row["adapter"], _short(row["metric"]), *values, interval_text(row), tfidf, *goal])
     return cells
 
 
@@ -196,6 +197,11 @@ def _size_cells(evaluation: dict[str, Any]) -> list[list[str]]:
         values = [_size(row[column]) for column in ("pytorch", "package")]
         cells.append([row["part"], "size MB", "", *values, *(["", "", goal_text(row)] if row.get("goal") else [])])
     return cells
+
+
+def _short(metric: str) -> str:
+    """The end of a name that would push other columns out of the table: paths of fields."""
+    return metric if len(metric) <= METRIC_WIDTH else f"…{metric[1 - METRIC_WIDTH :]}"
 
 
 def interval_text(row: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def test_wrong_options(options: dict[str, Any], problems: list[str]) -> None:
 
 
 def test_every_row_that_does_not_fit_is_named() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": "a", "answer": '{"items": [{"mood": "ruim"}]}'},
         {"text": "b", "answer": '{"items": []}'},
         {"text": "c", "answer": '{"items": []'},

@@ -43,9 +43,13 @@ WANTED = ("perplexity", "json_valid", "schema_valid", "fields_mean")
 
 
 @pytest.fixture(scope="module")
-def measured(package_model: PackageModel, torch_model: TorchModel) -> tuple[Quality, Measuring]:
+def measured(
+    package_model: PackageModel, torch_model: TorchModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Quality, Measuring]:
+    """Scores under the constraint, and what measured them: it keeps the answers, so a second look is cheap."""
+    parts = FinishedParts(tmp_path_factory.mktemp("parts") / "parts")
     models = {"pytorch": torch_model, "package": package_model}
-    measuring = Measuring(models, dict.fromkeys(models, lambda _: 1), torch_model.tokenizer, FinishedParts(None))
+    measuring = Measuring(models, dict.fromkeys(models, lambda _: 1), torch_model.tokenizer, parts)
     options = AnswerOptions(TOKENS, (), SCHEMA, constrained=True)
     return generation_quality(measuring, "story", ROWS, WANTED, options, base="pytorch"), measuring
 
@@ -60,21 +64,21 @@ def test_every_answer_keeps_the_schema(measured: tuple[Quality, Measuring]) -> N
     right = [mood == json.loads(row)["mood"] for mood, row in zip(moods, ROWS.responses, strict=True)]
     scores = {name: values["package"] for name, values in quality.scores.items()}
     assert scores["json_valid (constrained)"] == scores["schema_valid (constrained)"] == 1
-    assert scores["field mood (constrained)"] == sum(right) / 6
-    assert scores["fields_mean (constrained)"] == (sum(right) / 6 + scores["field why (constrained)"]) / 2
+    assert scores["$.mood (constrained)"] == sum(right) / 6
+    assert scores["fields_mean (constrained)"] == (sum(right) / 6 + scores["$.why (constrained)"]) / 2
 
 
 def test_pytorch_writes_freely_and_the_table_says_so(measured: tuple[Quality, Measuring]) -> None:
-    """So the other columns show what the constraint is worth; likelihoods know no constraint, in name and value."""
+    """The base answers in the package, under the constraint; likelihoods know no constraint, in name and value."""
     quality, measuring = measured
-    assert quality.scores["schema_valid (constrained)"] == {"base": 0, "pytorch": 0, "package": 1}
+    assert quality.scores["schema_valid (constrained)"] == {"base": 1, "pytorch": 0, "package": 1}
     free = generation_quality(measuring, "story", ROWS, WANTED, AnswerOptions(TOKENS, (), SCHEMA), base="pytorch")
     assert free.scores["schema_valid"] == {"base": 0, "pytorch": 0, "package": 0}
     assert free.details["answers"]["pytorch"] == quality.details["answers"]["pytorch"]
     assert free.scores["perplexity"] == quality.scores["perplexity"]
     rows = quality_rows("story", quality)
     assert "PyTorch" in constrained_note(rows) and constrained_note(quality_rows("story", free)) == ""
-    assert number_text("chrf (constrained)", 12.345) == "12.35" and number_text("field a", 0.5) == "0.500"
+    assert number_text("chrf (constrained)", 12.345) == "12.35" and number_text("$.a", 0.5) == "0.500"
 
 
 def test_finished_answers_are_known_by_their_schema(
@@ -92,9 +96,9 @@ def test_finished_answers_are_known_by_their_schema(
 def test_limits() -> None:
     assert answer_tokens(SCHEMA) == TOKENS
     assert answer_tokens(SCHEMA, TOKENS + 50) == TOKENS + 50 and answer_tokens(OPEN, 7) == 7
-    with pytest.raises(DataError, match=f"permits answers of {TOKENS - 1} bytes.*leave it out, or give {TOKENS} or"):
+    with pytest.raises(DataError, match=rf"permits answers of {TOKENS - 1} bytes.*leave it out, or give {TOKENS} or"):
         answer_tokens(SCHEMA, TOKENS - 1)
-    with pytest.raises(DataError, match="an object with any keys.*; or set max_new_tokens, which cuts longer answers"):
+    with pytest.raises(DataError, match=r"an object with any keys.*; or set max_new_tokens, which cuts longer answers"):
         answer_tokens(OPEN)
 
 
@@ -103,9 +107,8 @@ def schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, schema in (("schema", SCHEMA), ("open", OPEN)):
         Path(f"{name}.json").write_text(json.dumps(schema), encoding="utf-8")
-    lines = [
-        json.dumps({"prompt": p, "answer": json.loads(r)}) for p, r in zip(ROWS.prompts, ROWS.responses, strict=True)
-    ]
+    pairs = zip(ROWS.prompts, ROWS.responses, strict=True)
+    lines = [json.dumps({"prompt": prompt, "answer": json.loads(response)}) for prompt, response in pairs]
     Path("moods.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -198,13 +201,11 @@ def test_from_the_command_line(schemas: None, package_folder: Path, capsys: pyte
     arguments += ["--metrics", "schema_valid,fields_mean"]
     assert main([str(package_folder), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "schema_valid (constrained)" in printed and "field mood (constrained)" in printed
+    assert "schema_valid (constrained)" in printed and "$.mood (constrained)" in printed
     result = json.loads(Path("tiny-quality.json").read_text(encoding="utf-8"))
     values = {row["metric"]: (row["base"], row["package"]) for row in result["quality"]}
     assert values["schema_valid (constrained)"] == (1, 1)  # the base is the package's too
-    assert set(values) == {
-        f"{name} (constrained)" for name in ("schema_valid", "fields_mean", "field mood", "field why")
-    }
+    assert set(values) == {f"{name} (constrained)" for name in ("schema_valid", "fields_mean", "$.mood", "$.why")}
     assert main([str(package_folder), *arguments, "--answer", '{"mood": "{answer}"}']) == 1
     assert "6 of 6 answers do not keep the schema" in capsys.readouterr().err
     assert main([str(package_folder), "--data", "story=moods.jsonl", "--constrained", "--answer", "answer"]) == 1
