@@ -40,7 +40,8 @@ def prepare_structured(
 
     Args:
         template: format string over columns that makes the prompt. `{schema}` in it is the schema's JSON text, which
-            becomes part of the template, so that a deployed package puts it in by itself.
+            becomes part of the template, so that a deployed package puts it in by itself; not with `chat_template`,
+            under which a package knows no other template.
         answer: the column that holds the answer, a JSON value or its text; or the answer itself, an object or list in
             which a text "{column}" stands for the column's value with its type, and other texts are format strings,
             such as {"sentences": "{labels}", "title": "{place}: {title}"}.
@@ -69,6 +70,10 @@ def prepare_structured(
     if "schema" in placeholders(template):
         if "schema" in dataset.column_names:
             raise DataError(f"{source}: {{schema}} is the JSON Schema, but there is a column 'schema' too; rename it")
+        if chat_template:
+            raise DataError(
+                "template has {schema}, which a package cannot put into a chat; take one of the two"
+            )
         template = template.replace("{schema}", json_text(rules).replace("{", "{{").replace("}", "}}"))
     check_columns(dataset, placeholders(template), source)
     with_answers = dataset.add_column(ANSWER, _answers(dataset, answer, rules, source))

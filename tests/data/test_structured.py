@@ -100,6 +100,7 @@ def test_chat_template() -> None:
         ({"answer": {"items": []}}, ['answer {"items": []} names no column, such as {labels}']),
         ({"template": "{txt}"}, ["there is no column 'txt'; did you mean 'text'?"]),
         ({"template": "JSON:"}, ["names no column"]),
+        ({"template": "{schema} {text}", "chat_template": True}, ["template has {schema}, which a package cannot"]),
         ({"max_length": 0}, ["max_length must be a whole number of at least 1"]),
         ({"anser": "labels"}, ["structured: unknown parameter 'anser'; did you mean 'answer'?"]),
     ],
