@@ -71,9 +71,7 @@ def prepare_structured(
         if "schema" in dataset.column_names:
             raise DataError(f"{source}: {{schema}} is the JSON Schema, but there is a column 'schema' too; rename it")
         if chat_template:
-            raise DataError(
-                "template has {schema}, which a package cannot put into a chat; take one of the two"
-            )
+            raise DataError("template has {schema}, which a package cannot put into a chat; take one of the two")
         template = template.replace("{schema}", json_text(rules).replace("{", "{{").replace("}", "}}"))
     check_columns(dataset, placeholders(template), source)
     with_answers = dataset.add_column(ANSWER, _answers(dataset, answer, rules, source))
