@@ -184,6 +184,39 @@ def test_custom_metrics(
     assert not evaluation_file().with_name("evaluation-parts").exists()
 
 
+def test_one_adapter_free_and_held_to_a_schema(
+    tiny_llama_path: Path, adapter_folders: dict[str, Path], package_folder: Path, metrics: list[Any], tmp_path: Path
+) -> None:
+    """Two metrics on the same rows: in one table by different names, to Olive each by its own."""
+    from olive.evaluator.metric import Metric
+    from olive.model import ONNXModelHandler
+
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["sim"]}), encoding="utf-8")
+    rows = tmp_path / "moods.jsonl"
+    rows.write_text(json.dumps({"prompt": "Bom?", "response": '"sim"'}) + "\n", encoding="utf-8")
+    entry = {"type": "custom", "data_config": data_config("moods", rows, "generation")}
+    sub_types = [{"name": "schema_valid"}, {"name": "fields_mean"}]
+    asked = [Metric.model_validate({"name": name, **entry, "sub_types": sub_types}) for name in ("free", "held")]
+    shared = {"adapter": "story", "schema": str(schema)}
+    options = {"free": {**shared, "max_new_tokens": 6}, "held": {**shared, "constrained": True}}
+    folder = shutil.copytree(package_folder, tmp_path / "package")
+    attributes: dict[str, Any] = {ATTRIBUTE: {"story": str(adapter_folders["story"])}}
+    handler = ONNXModelHandler(
+        str(folder), onnx_file_name="model.onnx", model_attributes={**attributes, BASE_ATTRIBUTE: str(tiny_llama_path)}
+    )
+    result = WorkspaceEvaluator(metric_options=options).evaluate(handler, asked)
+    values = {name: sub.value for name, sub in result.root.items()}
+    assert values == {
+        "free-schema_valid": 0, "free-fields_mean": 0, "held-schema_valid": 1, "held-fields_mean": 1
+    }  # fmt: skip
+    record = json.loads(evaluation_file().read_text(encoding="utf-8"))
+    found = {row["metric"]: (row["base"], row["pytorch"], row["package"]) for row in record["quality"]}
+    names = ("schema_valid", "fields_mean")
+    free = dict.fromkeys(names, (0, 0, 0))
+    assert found == {**free, **{f"{name} (constrained)": (1, 0, 1) for name in names}}
+
+
 def test_a_killed_evaluation_goes_on(
     tiny_llama_path: Path, adapter_folders: dict[str, Path], metrics: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
