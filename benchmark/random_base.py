@@ -16,7 +16,7 @@ _LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
 }
-# From the config.json of Qwen/Qwen2.5-0.5B and meta-llama/Llama-3.2-1B; "tiny" is for tests. Context is cut to what
+# From the config.json of Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B and JackFram/llama-160m; "tiny" is for tests. Context is cut to what
 # the benchmark needs, because the cache of the rotary embedding grows with it.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
@@ -43,6 +43,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 500000.0,
         "rope_scaling": _LLAMA3_ROPE,
         "rms_norm_eps": 1e-5,
+    },
+    "llama-160m": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": 32000,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
     },
     "tiny": {
         "architectures": ["Qwen2ForCausalLM"],

@@ -21,6 +21,8 @@ from benchmark.fresh_process import write_result
 
 def train(config: Path, stop_at: float | None) -> dict[str, Any]:
     """{"seconds", "cpu_seconds", "run_seconds" (None where stopped), "steps", "done", "rows", "trainable"}."""
+    import bitsandbytes  # noqa: F401, so that no training's memory has the libraries in it
+    import peft  # noqa: F401
     import transformers
     from olive.workflows import run
 

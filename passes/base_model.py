@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BITSANDBYTES = ("nf4", "fp4")
 DEPLOYED = "deployed"  # the integers of the package; see passes/training/deployed_base.py
 QUANTIZATIONS = (*BITSANDBYTES, DEPLOYED)  # None keeps the base as it is
-_WEIGHTS_SHARE = 0.7  # of a GPU's free memory, with CPU offload; the rest is for activations and optimizer
+WEIGHTS_SHARE = 0.7  # of a GPU's free memory, with CPU offload; the rest is for activations and optimizer
 # Model types of transformers that read a text in both directions: they classify by its first token, and write none.
 ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 
@@ -99,9 +99,13 @@ def number_of_blocks(folder: Path) -> int:
 
 def model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The auto class for a base, and what it is to be given: encoders come without heads and pooler."""
+    return model_class_of(_model_type(folder))
+
+
+def model_class_of(model_type: str | None) -> tuple[Any, dict[str, Any]]:
+    """`model_class` of a configuration's model type."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    model_type = _model_type(folder)
     if model_type not in ENCODERS:
         return AutoModelForCausalLM, {}
     has_pooler = model_type in ("bert", "roberta", "xlm-roberta")
@@ -120,12 +124,18 @@ def linear_modules(folder: Path) -> list[str]:
 
 def model_without_weights(folder: Path) -> Any:
     """A base on the device "meta": its modules and shapes. Reads config.json alone."""
-    import torch
     from transformers import AutoConfig
 
-    auto_class, options = model_class(folder)
+    return empty_model(AutoConfig.from_pretrained(folder))
+
+
+def empty_model(config: Any) -> Any:
+    """The base of a configuration of transformers on the device "meta"."""
+    import torch
+
+    auto_class, options = model_class_of(config.model_type)
     with torch.device("meta"):
-        return auto_class.from_config(AutoConfig.from_pretrained(folder), **options)
+        return auto_class.from_config(config, **options)
 
 
 def layers_below_head(model: Any) -> dict[str, Any]:
@@ -153,7 +163,7 @@ def _placement(cpu_offload: bool) -> dict[str, Any]:
     if not cpu_offload:
         return {"device_map": {"": "cuda"}}
     free, _ = torch.cuda.mem_get_info()
-    memory = {0: int(free * _WEIGHTS_SHARE), "cpu": psutil.virtual_memory().available}
+    memory = {0: int(free * WEIGHTS_SHARE), "cpu": psutil.virtual_memory().available}
     return {"device_map": "auto", "max_memory": memory}
 
 

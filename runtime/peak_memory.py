@@ -15,3 +15,10 @@ def peak_rss_bytes() -> int:
 
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", info.rss))
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

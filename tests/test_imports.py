@@ -25,6 +25,8 @@ ALLOWED = {
     ("benchmark/training_speed.py", "passes"): "asks for the batch size and rank that our trainings have by themselves",
     ("benchmark/deployed_training.py", "passes"): "measures the base that a training holds",
     ("benchmark/training_memory.py", "passes"): "measures a training alone, without Olive around it",
+    ("benchmark/estimate_accuracy.py", "passes"): "measures a training alone, and asks for its estimate",
+    ("benchmark/method_workflows.py", "passes"): "asks which options belong to a method",
 }
 
 

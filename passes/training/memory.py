@@ -1,22 +1,34 @@
 """How much memory a training needs, from the base's configuration and the settings alone.
 
-What is kept for the backward pass follows Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
-Transformer Models" (2205.05198), counted by layers rather than for one architecture. All numbers are of the tensors
-alone. Python and its libraries take about 0.6 GB beside them, and on Linux the allocator holds up to as much again for
-tensors below 32 MB. Measured on Llama and Qwen2: within 20 %. A base with dropout of its own (GPT-2) needs up to twice.
+All numbers are of the tensors alone: Python and its libraries take about 0.6 GB beside them, and allocators hold some
+of what was freed. What is kept for the backward pass is asked of autograd (see `passes.training.kept`) where the shape
+has it, and else counted over the layers, which is good for bases like Llama.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-FOUR_BIT = 0.5 + 4 / 64  # bytes of a weight of bitsandbytes: 4 bits, and a float32 scale for each 64
+from runtime.errors import OlivalError
+
+if TYPE_CHECKING:
+    from passes.training.kept import Kept, Method
+
+# bytes of a weight of bitsandbytes: 4 bits, and for each 64 a float32 scale, or with double quantization a byte, of
+# which 256 share a float32 (Dettmers et al. 2023, QLoRA, section 3)
+FOUR_BIT = 0.5 + 4 / 64
+FOUR_BIT_DOUBLE = 0.5 + 1 / 64 + 4 / (64 * 256)
 FLOAT = 4  # bytes; adapters, their gradients and moments, and the loss are float32 whatever the base computes in
 MOMENTS = 2  # of AdamW for each trained number
 LOSS_TENSORS = 3  # as large as the logits when the loss goes backward: log-probabilities and two gradients
-GRADIENTS = 3  # of the widest layer's outputs, which live at once when a block goes backward
+GRADIENTS = 3  # of the widest layer's outputs, which live at once when a block goes backward, where nothing counts them
+PIECE = (
+    3 * 2**23
+)  # bytes beside a layer of deployed integers: what passes/training/block_quantized.py dequantizes at once
+DTYPES = {2: "bfloat16", 4: "float32"}  # bytes of a number, and what is counted with
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,9 @@ class Shape:
     layers: int
     hidden: int
     vocabulary: int
+    heads: int = 0  # of attention, in a layer
+    tied: bool = False  # the embeddings are the head
+    kept: Kept | None = None  # for the backward pass, as autograd says
 
 
 @dataclass(frozen=True)
@@ -44,64 +59,142 @@ class Plan:
     trained: int = 0  # parameters that are trained
     added: int = 0  # those of them that are not the base's own
     quantization: str | None = None
+    double_quantization: bool = False
+    held: float | None = None  # bytes of the base as it is loaded, where they are known
     dtype_bytes: int = 4  # of the activations and of weights that are not quantized
     checkpointing: bool = False
     dropout: bool = False  # inside LoRA: each layer keeps an input and a mask of its own
     moment_bytes: int = 4  # of a number of the optimizer
+    trained_bytes: int = 4  # of a trained number and of its gradient
+    accumulates: bool = False  # gradients stay for the next batches
+    blocks: int | None = None  # that autograd passes on its way back; None: all
+    resident: float | None = None  # with CPU offload: bytes of weights that stay on the GPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, by what holds them."""
+    """Bytes at the peak, by what holds them then."""
 
     weights: float
     adapter: float
+    optimizer: float
+    gradients: float
     activations: float
     logits: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.adapter + self.activations + self.logits
+        return self.weights + self.adapter + self.optimizer + self.gradients + self.activations + self.logits
 
 
 def estimate(shape: Shape, plan: Plan) -> Estimate:
-    """Bytes at the peak of a training step.
+    """Bytes at the peak of a training step, which is the largest of three moments.
 
-    weights     linear x (dtype or 4 bits) + other x dtype + in 4 bits the largest layer once more, dequantized
-    adapter     trained x (gradient + moments) + added x float32
-    activations tokens x dtype x (kept + 3 x widest) + the attention mask, batch x length^2 x float32;
-                kept = what the linear layers read and write (with dropout: read twice, and a byte each), or with
-                checkpointing: layers x hidden, and of one layer what would be kept
-    logits      batch x learned x vocabulary x (3 x float32, and the logits themselves in a half precision)
+    Always there are the weights, linear x (dtype or 4 bits) + other x dtype, what is added, and the optimizer's moments.
+    Beside them
+    - when the loss goes backward: what is kept for the backward pass, and batch x learned x vocabulary x 3 x float32;
+    - when the last block goes backward: what is kept, what lives beside it, and a quantized layer dequantized;
+    - when the backward pass ends: the gradients of all that is trained.
+    Gradients that accumulate over batches are there at each of them.
     """
-    quantized = plan.quantization is not None
-    in_4_bits = FOUR_BIT * shape.linear + plan.dtype_bytes * shape.largest
-    linear = in_4_bits if quantized else plan.dtype_bytes * shape.linear
-    kept = shape.read + shape.written + (shape.read * (1 + 1 / plan.dtype_bytes) if plan.dropout else 0)
-    if plan.checkpointing:
-        kept = shape.layers * shape.hidden + kept / shape.layers
-    tokens = plan.batch * plan.length
-    number = LOSS_TENSORS * FLOAT + (0 if plan.dtype_bytes == FLOAT else 2 * plan.dtype_bytes)
-    return Estimate(
-        weights=linear + plan.dtype_bytes * shape.other,
-        adapter=plan.trained * (FLOAT + MOMENTS * plan.moment_bytes) + plan.added * FLOAT,
-        activations=tokens * plan.dtype_bytes * (kept + GRADIENTS * shape.widest) + tokens * plan.length * FLOAT,
-        logits=plan.batch * min(plan.learned, plan.length) * shape.vocabulary * number,
+    full = plan.trained > plan.added
+    kept, beside = _activations(shape, plan)
+    tokens = plan.batch * min(plan.learned, plan.length)
+    logits = tokens * shape.vocabulary * LOSS_TENSORS * FLOAT
+    head = shape.hidden * shape.vocabulary * plan.trained_bytes if full and plan.learned else 0
+    gradients = plan.trained * plan.trained_bytes
+    dequantized = _dequantized(shape, plan)
+    always = Estimate(
+        weights=_weights(shape, plan),
+        adapter=plan.added * plan.trained_bytes,
+        optimizer=plan.trained * MOMENTS * plan.moment_bytes,
+        gradients=gradients if plan.accumulates else 0,
+        activations=0,
+        logits=0,
     )
+    started = 0 if plan.accumulates else min(head, gradients)
+    loss = replace(always, activations=kept, logits=logits)
+    block = replace(
+        always,
+        activations=kept + beside + dequantized,
+        gradients=always.gradients + started,
+    )
+    # the gradient of the tied embedding is made as a whole before it is added to that of the head
+    end = replace(always, gradients=gradients, activations=head if shape.tied else 0)
+    return max(loss, block, end, key=lambda moment: moment.total)
 
 
-def shape_of(folder: Path) -> Shape:
-    """Counts a base's layers; reads config.json alone and holds no weights."""
+def _weights(shape: Shape, plan: Plan) -> float:
+    if plan.held is not None:
+        return plan.held
+    four_bit = FOUR_BIT_DOUBLE if plan.double_quantization else FOUR_BIT
+    each = plan.dtype_bytes if plan.quantization is None else four_bit
+    weights = each * shape.linear + plan.dtype_bytes * shape.other
+    if plan.resident is None or weights <= plan.resident or not plan.checkpointing:
+        return weights  # autograd keeps the copies that have visited the GPU until the backward pass is through
+    return plan.resident + plan.dtype_bytes * shape.linear / shape.layers
+
+
+def _dequantized(shape: Shape, plan: Plan) -> float:
+    if plan.quantization is None:
+        return 0
+    return PIECE if plan.held is not None else plan.dtype_bytes * shape.largest
+
+
+def _activations(shape: Shape, plan: Plan) -> tuple[float, float]:
+    """Bytes that are kept for the backward pass, and that live beside them while a block goes backward."""
+    blocks = shape.layers if plan.blocks is None else plan.blocks
+    if shape.kept is not None:
+        parts = (shape.kept.block, shape.kept.rest, shape.kept.state, shape.kept.beside)
+        block, rest, state, beside = (plan.batch * max(curve(plan.length), 0.0) for curve in parts)
+        beside = max(beside, block) if blocks == 0 else beside
+    else:
+        tokens = plan.batch * plan.length
+        numbers = shape.read + shape.written + (shape.read * (1 + 1 / plan.dtype_bytes) if plan.dropout else 0)
+        block = tokens * plan.dtype_bytes * numbers / shape.layers
+        rest, state = tokens * plan.length * FLOAT, tokens * plan.dtype_bytes * shape.hidden
+        beside = tokens * plan.dtype_bytes * GRADIENTS * shape.widest
+    if plan.checkpointing:
+        return rest + blocks * state, block + beside
+    return rest + blocks * block, beside
+
+
+def most(shape: Shape, plan: Plan) -> float:
+    """More bytes than a training can need, without asking autograd.
+
+    A block of GPT-2 keeps twice what its layers read and write, and three tensors of probabilities in each head.
+    """
+    need = estimate(replace(shape, kept=None), plan)
+    probabilities = 3 * plan.batch * shape.heads * plan.length**2 * FLOAT * shape.layers
+    return need.total + 3 * need.activations + probabilities + plan.trained * FLOAT
+
+
+def shape_of(base: Path | Any, method: Method | None = None) -> Shape:
+    """Counts a base's layers, and with a `method` what autograd keeps of them; holds no weights.
+
+    Args:
+        base: its folder, of which config.json alone is read, or its configuration of transformers.
+        method: see `passes.training.kept`. Where a base cannot be run without values, nothing is counted.
+    """
+    from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
-    from passes.base_model import layers_below_head, model_without_weights
+    from passes.base_model import empty_model, layers_below_head
+    from passes.training.kept import kept_for_backward
 
-    model: Any = model_without_weights(folder)
+    given = AutoConfig.from_pretrained(base) if isinstance(base, Path) else base
+    model: Any = empty_model(given)
     layers = list(layers_below_head(model).values())
     # (inputs, outputs); Conv1D of GPT-2 holds its weight the other way round
     sizes = [tuple(m.weight.shape) if isinstance(m, Conv1D) else tuple(m.weight.shape)[::-1] for m in layers]
     linear = sum(int(m.weight.numel()) for m in layers)
-    config = model.config.get_text_config()
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    kept = None
+    if method is not None:
+        try:
+            kept = kept_for_backward(given, method)
+        except (RuntimeError, TypeError, ValueError, AssertionError):  # a base that looks at its values
+            kept = None
     return Shape(
         linear=linear,
         other=sum(p.numel() for p in model.parameters()) - linear,
@@ -112,6 +205,9 @@ def shape_of(folder: Path) -> Shape:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
+        heads=config.num_attention_heads,
+        tied=head is not None and head.weight is model.get_input_embeddings().weight,
+        kept=kept,
     )
 
 

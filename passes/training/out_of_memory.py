@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.tokenizing import IGNORE
-from passes.training.memory import Estimate, Plan, Shape, estimate, shape_of
+from passes.base_model import DEPLOYED, WEIGHTS_SHARE
+from passes.training.memory import Estimate, Plan, Shape, estimate, most, shape_of
 from passes.training.methods import LOW_RANK, VIRTUAL
 from passes.training.settings import CHECKPOINTING, DEFAULT_ARGUMENTS, AdapterSettings
 from runtime.errors import OlivalError
 
-_SHARE = 0.9  # of the free memory that an option may need: estimates are about 20 % off
+if TYPE_CHECKING:
+    from passes.training.kept import Method
+
+_SHARE = 0.9  # of the free memory that an option may need: estimates are up to 15 % off
 _CLEARLY = 0.75  # of what did not fit, where that should have: an option must need clearly less
 _OPTIONS = 3
 _SMALLEST_LENGTH = 32  # tokens; shorter rows say little
@@ -43,43 +48,51 @@ class Situation:
     whole: float  # bytes of the machine, the container or the GPU
     nf4: str | None = "quantization nf4"  # how the options say it, where the method takes it
     processes: int = 1  # which share a batch; the plan is of one of them
+    base: Path | None = None  # its folder, where autograd can be asked what it keeps
+    method: Method | None = None
+
+    def counted(self) -> Situation:
+        """With what autograd keeps, which takes a second or two."""
+        if self.base is None or self.shape.kept is not None:
+            return self
+        return replace(self, shape=shape_of(self.base, self.method))
 
     def warning(self) -> str | None:
         """What to say before the training where it needs more than is free."""
-        need = estimate(self.shape, self.plan)
+        if most(self.shape, self.plan) <= self.free:
+            return None
+        exact = self.counted()
+        need = estimate(exact.shape, self.plan)
         if need.total <= self.free:
             return None
-        return f"warning: adapter '{self.adapter_name}' may run out of memory: {self._need(need)}.{self._options(need)}"
+        said = f"warning: adapter '{self.adapter_name}' may run out of memory: {self._need(need)}."
+        return said + exact._options(need)
 
     def error(self, checkpoints: Path) -> OutOfMemory:
         """`checkpoints`: folder of the training's checkpoints."""
-        need = estimate(self.shape, self.plan)
-        steps = [int(found.name.rpartition("-")[2]) for found in checkpoints.glob("checkpoint-*")]
-        kept = (
-            f"With unchanged options, or with gradient_checkpointing alone, the next run goes on from step {max(steps)}"
-            if steps
-            else "There was no checkpoint yet"
-        )
+        exact = self.counted()
+        need = estimate(exact.shape, self.plan)
         shared = f", shared by {self.processes} processes," if self.processes > 1 else ""
         less = "" if need.total > self.free else "; it failed all the same, as the estimate is rough"
         return OutOfMemory(
             f"adapter '{self.adapter_name}': out of memory while training with per_device_train_batch_size "
             f"{self.plan.batch * self.processes}{shared} on rows of up to {self.plan.length} tokens: "
-            f"{self._need(need)}{less}.{self._options(need)}\n{kept}; finished adapters are kept."
+            f"{self._need(need)}{less}.{exact._options(need)}\n{what_is_kept(checkpoints)}"
         )
 
     def _need(self, need: Estimate) -> str:
-        parts = [("weights", need.weights), ("adapter and optimizer", need.adapter)]
+        trained = need.adapter + need.gradients + need.optimizer
+        parts = [("weights", need.weights), ("adapter, gradients and optimizer", trained)]
         parts += [("activations", need.activations), ("logits", need.logits)]
-        said = ", ".join(f"{name} {_gb(value)}" for name, value in parts if value)
-        return f"it needs about {_gb(need.total)} ({said}), and {_gb(self.free)} of {_gb(self.whole)} were free"
+        said = ", ".join(f"{name} {gb(value)}" for name, value in parts if value)
+        return f"it needs about {gb(need.total)} ({said}), and {gb(self.free)} of {gb(self.whole)} were free"
 
     def _options(self, need: Estimate) -> str:
         most = min(_SHARE * self.free, _CLEARLY * need.total)
         found = [(words, total) for words, plan in self._choices(most) if (total := _total(self.shape, plan)) <= most]
         if not found:
             return " No option makes it fit here: take a smaller base or more memory."
-        return " These would fit:" + "".join(f"\n  - {words}: {_gb(total)}" for words, total in found[:_OPTIONS])
+        return " These would fit:" + "".join(f"\n  - {words}: {gb(total)}" for words, total in found[:_OPTIONS])
 
     def _choices(self, most: float) -> Iterator[tuple[str, Plan]]:
         """Options, those first that change least of what is learned. Each is named once, at its largest that fits."""
@@ -145,26 +158,31 @@ def situation(
     import torch
 
     given, (free, total) = {**DEFAULT_ARGUMENTS, **settings.training_args}, memory
-    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = shape_of(base)
-    own = (whole.linear + whole.other) if settings.method == "full" else 0
     # where several labels belong to a text, labels are a list too, but a classifier has a head of its own
     learns = [row["labels"] for row in rows] if "document" not in rows[0] else []
     virtual = settings.virtual_tokens if settings.method in VIRTUAL else 0
     length = max(len(row["input_ids"]) for row in rows) + virtual
+    accumulation = int(given.get("gradient_accumulation_steps", 1))
     plan = Plan(
         batch=-(-int(given["per_device_train_batch_size"]) // processes),
         length=length,
         learned=max(
             (sum(label != IGNORE for label in labels) if responses else length for labels in learns), default=0
         ),
-        trained=sum(trained.values()),
-        added=max(sum(trained.values()) - own, 0),
+        trained=trained,
+        added=trained - _own_weights(settings, model),
         quantization=settings.quantization,
+        double_quantization=settings.double_quantization,
+        held=_held(model) if settings.quantization == DEPLOYED else None,
         dtype_bytes=4 if settings.base_dtype == "float32" else 2,
         checkpointing=any(settings.training_args.get(name) for name in CHECKPOINTING),
         dropout=settings.dropout > 0 and settings.method in LOW_RANK,
         moment_bytes=1 if "8bit" in str(given.get("optim", "")) else 4,
+        accumulates=accumulation > 1,
+        blocks=_trained_blocks(settings),
+        resident=WEIGHTS_SHARE * memory[0] if settings.cpu_offload and torch.cuda.is_available() else None,
     )
     # a base that is trained, or that prefixes speak to, is not quantized
     nf4 = {"lora": "method qlora with quantization nf4", "prefix": None, "prompt": None, "full": None}
@@ -172,11 +190,54 @@ def situation(
         settings.adapter_name,
         whole,
         plan,
-        int(given.get("gradient_accumulation_steps", 1)),
+        accumulation,
         free if torch.cuda.is_available() else free / processes,
         total,
         processes=processes,
         nf4=nf4.get(settings.method or "", "quantization nf4"),
+        base=base,
+        method=counted_method(settings),
+    )
+
+
+def counted_method(settings: AdapterSettings) -> Method:
+    """What of a training's settings decides what autograd keeps."""
+    from passes.training.kept import Method
+
+    kinds = {**dict.fromkeys(LOW_RANK, "low_rank"), **dict.fromkeys(VIRTUAL, "virtual"), "dora": "dora"}
+    kind = kinds.get(settings.method, settings.method)
+    size = {"bottleneck": settings.bottleneck_size}.get(kind, settings.rank if kind in ("low_rank", "dora") else 0)
+    return Method(kind, size, settings.dropout > 0, settings.compute_dtype)
+
+
+def _own_weights(settings: AdapterSettings, model: Any) -> int:
+    """Numbers of the base that are trained, a classifier's head left out."""
+    if settings.method != "full":
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and not name.startswith("score."))
+
+
+def _trained_blocks(settings: AdapterSettings) -> int | None:
+    freeze = settings.freeze if settings.method == "full" else None
+    return freeze["last_n_blocks"] if isinstance(freeze, dict) else 0 if freeze == "all" else None
+
+
+def _held(model: Any) -> float:
+    """Bytes of what is frozen: the integers as they are, and what the base keeps beside them."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    storages = {t.untyped_storage() for t in (*frozen, *model.buffers())}
+    return float(sum(storage.nbytes() for storage in storages))
+
+
+def what_is_kept(checkpoints: Path) -> str:
+    """What the next run goes on from; `checkpoints` is the folder of the training's own."""
+    steps = [int(found.name.rpartition("-")[2]) for found in checkpoints.glob("checkpoint-*")]
+    if not steps:
+        return "There was no checkpoint yet; finished adapters are kept."
+    return (
+        f"With unchanged options, or with gradient_checkpointing alone, the next run goes on from step {max(steps)}; "
+        "finished adapters are kept."
     )
 
 
@@ -199,6 +260,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):  # a file that has no room to be mapped
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
 
 
@@ -206,5 +269,6 @@ def _total(shape: Shape, plan: Plan) -> float:
     return estimate(shape, plan).total
 
 
-def _gb(size: float) -> str:
+def gb(size: float) -> str:
+    """A size in words, such as 4.25 GB."""
     return f"{size / 1e9:.2f} GB" if size < 9.995e9 else f"{size / 1e9:.1f} GB"

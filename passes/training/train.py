@@ -20,12 +20,12 @@ from transformers.integrations import TensorBoardCallback
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
 from data.tokenizing import encode_generation, encode_text, encode_windows, pad_batch, pad_id
-from passes.base_model import load_base, load_tokenizer, pooling_of
+from passes.base_model import load_tokenizer, pooling_of
 from passes.training.classifier import PooledClassifier
 from passes.training.continual import copy_head, kept_thresholds, start_from
-from passes.training.deployed_base import load_deployed, quantized_base
 from passes.training.early_stopping import EarlyStopping
 from passes.training.head_settings import HeadSettings
+from passes.training.loading import load_for_training
 from passes.training.loss_choice import make_loss, teacher_of
 from passes.training.memory import free_bytes
 from passes.training.methods import adapt
@@ -36,7 +36,6 @@ from passes.training.response_logits import keep_response_logits
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
 from passes.training.sharded import whole
 from passes.training.shared_batches import own_share
-from passes.training.store import cache_folder
 from passes.training.teacher import teacher_logits
 from passes.training.thresholds import USUAL, MultiLabelScores, best_thresholds, documents_of
 from passes.training.trainer import AdapterTrainer, StopsWhereItWouldHave
@@ -44,6 +43,7 @@ from passes.training.validation import DocumentScores, ReportValidation
 from runtime.adapter_source import HEAD_KEY
 from runtime.classification import sigmoid
 from runtime.errors import OlivalError
+from runtime.peak_memory import resident_bytes
 
 # Held-out rows on which an export is compared with PyTorch. A classifier gives a few numbers a row, and only many rows
 # show whether labels flip; a row of generated text is compared in the whole vocabulary at each of its tokens.
@@ -87,16 +87,9 @@ def train_adapter(
     set_seed(settings.seed)
     tokenizer = load_tokenizer(base)
     started, memory, responses = time.perf_counter(), free_bytes(), False
-    if settings.cpu_offload and not torch.cuda.is_available():
-        print(f"train {settings.adapter_name}: cpu_offload: there is no GPU, so nothing is offloaded", file=sys.stderr)
-    if settings.deployed is not None:
-        base_model = load_deployed(
-            base, quantized_base(base, settings.deployed, cache_folder()), settings.compute_dtype
-        )
-    else:
-        base_model = load_base(
-            base, settings.quantization, settings.base_dtype, settings.double_quantization, settings.cpu_offload
-        )
+    before = resident_bytes()
+    kept = checkpoints or folder / "checkpoints"
+    base_model = load_for_training(base, settings, memory, kept)
     if any(settings.training_args.get(name) for name in CHECKPOINTING):
         base_model.gradient_checkpointing_enable({"use_reentrant": False})
         base_model.enable_input_require_grads()
@@ -128,7 +121,6 @@ def train_adapter(
             if isinstance(data, ClassificationData) and some is not None:
                 said = teacher_logits(teacher, data.texts, label_names).tolist()
                 some[:] = [{**row, "teacher": said[row["document"]]} for row in some]
-    kept = checkpoints or folder / "checkpoints"
     throughput = Throughput()
     arguments = training_arguments(settings, kept, held_out is not None)
     trainer = AdapterTrainer(
@@ -159,7 +151,8 @@ def train_adapter(
             file=sys.stderr,
         )
     processes = arguments.world_size
-    with explained(situation(base, settings, model, rows, memory, responses, processes), kept):
+    about = situation(base, settings, model, rows, memory, responses, processes)
+    with explained(about, kept):
         result = trainer.train_on(kept)
     weights = adapted.weights()
     if label_names is not None:
@@ -213,7 +206,9 @@ def train_adapter(
         "steps": trainer.state.global_step,
         "resumed_from_step": trainer.resumed_from_step,
         **({"processes": processes} if processes > 1 else {}),
+        "base_parameters": about.shape.linear + about.shape.other,
         **throughput.record(),
+        "rss_before_bytes": before,
         "best": _best(trainer),
         "overfitting": evidence,
         **({"head": key} if (key := head.key()) else {}),

@@ -1,0 +1,141 @@
+"""One task of a workflow, trained by each method: the workflows that `benchmark.methods` compares.
+
+The method of the workflow's own pass keeps all its options. The others take from it what belongs to them too (the rank
+is LoRA's and DoRA's, epochs and seed are everybody's), and a learning rate of their own: what is usual for the method,
+times what the workflow's rate is to the usual one of its method, for a base that wants larger steps wants them of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from runtime.errors import ConfigError, nearest
+
+TRAINING = {"adapterfinetune": "perplexity", "classificationhead": "accuracy_score"}  # passes, and a metric of Olive's
+# Adam's step where nothing else is known. Sources: Hu et al. 2021 (2106.09685) and Dettmers et al. 2023 (2305.14314) for
+# the first three, Houlsby et al. 2019 (1902.00751), Li and Liang 2021 (2101.00190) and Lester et al. 2021 (2104.08691),
+# whose ranges docs/finetuning.md names, Devlin et al. 2018 (1810.04805).
+RATES = {
+    "lora": 2e-4,
+    "qlora": 2e-4,
+    "dora": 2e-4,
+    "bottleneck": 5e-4,
+    "prefix": 3e-3,
+    "prompt": 1e-2,
+    "full": 2e-5,
+}
+_OWN_KEYS = ("cache_dir", "output_dir", "evaluators", "evaluator", "search_strategy", "passes", "data_configs")
+
+
+class Task(NamedTuple):
+    """What is compared: a training pass of a workflow, and the rows that its adapter is measured on."""
+
+    workflow: Mapping[str, Any]
+    name: str  # of the pass
+    step: Mapping[str, Any]
+    held_out: Any  # a data config or its name
+    others: Sequence[str]  # names of the other training passes
+
+
+def read_task(workflow: Any, name: str | None, source: str) -> Task:
+    """The training pass `name` of a workflow's content, None: its first one.
+
+    Raises ConfigError where it has none, none of this name, or no rows to measure on.
+    """
+    passes = workflow.get("passes") if isinstance(workflow, dict) else None
+    if not isinstance(passes, dict) or not passes:
+        raise ConfigError([f"{source}: is no workflow with passes"])
+    found = {key: step for key, step in passes.items() if isinstance(step, dict) and _kind(step) in TRAINING}
+    if not found:
+        raise ConfigError([f"{source}: passes: has no training pass; ClassificationHead and AdapterFineTune are some"])
+    if name is not None and name not in found:
+        raise ConfigError([f"{source}: passes: there is no training pass '{name}'; {nearest(name, found)}"])
+    chosen = name or next(iter(found))
+    held_out = _held_out(workflow, found[chosen])
+    if held_out is None:
+        raise ConfigError(
+            [
+                f"{source}: passes.{chosen}.validation_data_config: is needed, or a metric of type accuracy for its "
+                "adapter; the methods are compared on rows that none has learned"
+            ]
+        )
+    return Task(workflow, chosen, found[chosen], held_out, [key for key in found if key != chosen])
+
+
+def method_steps(
+    task: Task, methods: Sequence[str], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The training pass of each method.
+
+    Args:
+        methods: names.
+        given: options by method that take the place of these; `training_args` are taken one by one.
+    """
+    from passes.training.methods import OPTIONS, chosen_method
+    from passes.training.settings import CHECKPOINTING
+
+    own = chosen_method(task.step.get("method"), task.step.get("quantization"))
+    rate = (task.step.get("training_args") or {}).get("learning_rate")
+    factor = rate / RATES[own] if isinstance(rate, int | float) and own in RATES else 1.0
+    steps = {}
+    for method in methods:
+        step = {key: value for key, value in task.step.items() if method in OPTIONS.get(key, (method,))}
+        arguments = dict(step.get("training_args") or {})
+        if method != own:
+            step.pop("quantization", None)  # of a base that the workflow's own method is trained on
+            step.pop("double_quantization", None)
+            arguments["learning_rate"] = float(f"{RATES[method] * factor:.3g}")
+        if method == "qlora":
+            step["quantization"] = step.get("quantization") or "nf4"
+            if step["quantization"] == "deployed":  # needs an export beside it
+                step["quantization"] = "nf4"
+        if method == "prefix":
+            arguments = {key: value for key, value in arguments.items() if key not in CHECKPOINTING}
+        others = given.get(method, {})
+        arguments |= others.get("training_args") or {}
+        step |= {"method": method, **others, "training_args": arguments}
+        steps[method] = step
+    return steps
+
+
+def method_workflow(task: Task, step: Mapping[str, Any], cache: str, output: str) -> dict[str, Any]:
+    """A workflow of this training alone, whose adapter is measured in PyTorch on the held-out rows."""
+    metric = TRAINING[_kind(step)]
+    named = [step.get("train_data_config"), step.get("validation_data_config"), task.held_out]
+    names = {name for name in named if isinstance(name, str)}
+    sub_type = {"name": metric, "priority": 1, "higher_is_better": metric != "perplexity"}
+    measured = {"name": step.get("adapter_name"), "type": "accuracy", "data_config": task.held_out}
+    evaluator = {"type": "OlivalEvaluator", "metrics": [{**measured, "sub_types": [sub_type]}]}
+    quiet = {"baselines": False} if _kind(step) == "classificationhead" else {}
+    return {
+        **{key: value for key, value in task.workflow.items() if key not in _OWN_KEYS},
+        "workflow_id": f"{task.workflow.get('workflow_id', 'workflow')}_{step['method']}",
+        "data_configs": [
+            data
+            for data in task.workflow.get("data_configs") or []
+            if isinstance(data, dict) and data.get("name") in names
+        ],
+        "passes": {task.name: {**step, **quiet}},
+        "evaluators": {"held_out": evaluator},
+        "evaluator": "held_out",
+        "evaluate_input_model": False,
+        "log_severity_level": 3,
+        "cache_dir": cache,
+        "output_dir": output,
+    }
+
+
+def _kind(step: Mapping[str, Any]) -> str:
+    return str(step.get("type", "")).rsplit(".", 1)[-1].lower()
+
+
+def _held_out(workflow: Mapping[str, Any], step: Mapping[str, Any]) -> Any:
+    """The rows of the workflow's own quality metric for this adapter, else the validation rows."""
+    evaluators = workflow.get("evaluators")
+    evaluator = evaluators.get(workflow.get("evaluator")) if isinstance(evaluators, dict) else None
+    metrics = evaluator.get("metrics") if isinstance(evaluator, dict) else None
+    for metric in metrics or []:
+        if metric.get("type") == "accuracy" and metric.get("name") == step.get("adapter_name"):
+            return metric.get("data_config") or step.get("validation_data_config")
+    return step.get("validation_data_config")
