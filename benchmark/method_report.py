@@ -19,8 +19,8 @@ _AXES = {
     "time": ("seconds of the processor", lambda m: m["cpu_seconds"]),
 }
 NOTE = (
-    "Memory is the largest resident memory of the process while it trained: that of the training is what it took beyond "
-    "the libraries, before the base was loaded. Seconds are those of the steps, with validations between them, by the "
+    "Memory is the largest resident memory of the process while it trained, less what it took before the base was "
+    "loaded, and as a whole. Seconds are those of the steps, with validations between them, by the "
     "clock and of the processor, which other programs disturb less. Quality is that of the adapter on the base in "
     "float32 (PyTorch), with a bootstrap interval of 95 % over the choice of the held-out rows: one seed, one rate."
 )

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from runtime.errors import ConfigError, nearest
 
 TRAINING = {"adapterfinetune": "perplexity", "classificationhead": "accuracy_score"}  # passes, and a metric of Olive's
-# Adam's step where nothing else is known. Sources: Hu et al. 2021 (2106.09685) and Dettmers et al. 2023 (2305.14314) for
-# the first three, Houlsby et al. 2019 (1902.00751), Li and Liang 2021 (2101.00190) and Lester et al. 2021 (2104.08691),
-# whose ranges docs/finetuning.md names, Devlin et al. 2018 (1810.04805).
+# Learning rates where nothing else is known: of LoRA and of full fine-tuning the workspace's own defaults, of the
+# others from the ranges that docs/finetuning.md names with their papers.
 RATES = {
     "lora": 2e-4,
     "qlora": 2e-4,

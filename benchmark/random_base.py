@@ -16,8 +16,9 @@ _LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
 }
-# From the config.json of Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B and JackFram/llama-160m; "tiny" is for tests. Context is cut to what
-# the benchmark needs, because the cache of the rotary embedding grows with it.
+# From the config.json of Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B and JackFram/llama-160m (whose head is tied here);
+# "tiny" is for tests. Context is cut to what the benchmark needs, because the cache of the rotary embedding grows with
+# it.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
         "architectures": ["Qwen2ForCausalLM"],

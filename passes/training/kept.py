@@ -122,17 +122,18 @@ def _model(config: Any, method: Method) -> Any:
         given, made = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
         if method.kind == "bottleneck" and is_block_output(name):
             parts = _trained((method.size, made), (made, method.size))
-            layer.register_forward_hook(_bottleneck(*parts, method))
+            layer.register_forward_hook(_bottleneck(parts, method))
         elif method.kind in ("low_rank", "dora"):
             parts = _trained((method.size, given), (made, method.size), (made,))
-            layer.register_forward_hook(_low_rank(*parts, method))
+            layer.register_forward_hook(_low_rank(parts, method))
         else:
             continue
         layer.__dict__[_ADAPTER] = parts
     return model
 
 
-def _low_rank(a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor, method: Method) -> Callable[..., torch.Tensor]:
+def _low_rank(parts: list[torch.Tensor], method: Method) -> Callable[..., torch.Tensor]:
+    a, b, magnitude = parts
 
     def add(module: Any, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         x = args[0].to(a.dtype)
@@ -144,7 +145,8 @@ def _low_rank(a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor, method:
     return add
 
 
-def _bottleneck(down: torch.Tensor, up: torch.Tensor, method: Method) -> Callable[..., torch.Tensor]:
+def _bottleneck(parts: list[torch.Tensor], method: Method) -> Callable[..., torch.Tensor]:
+    down, up = parts
 
     def add(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         between = gelu(linear(output.to(down.dtype), down))

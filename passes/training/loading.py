@@ -12,7 +12,7 @@ import torch
 
 from passes.base_model import DEPLOYED, load_base
 from passes.training.deployed_base import load_deployed, quantized_base
-from passes.training.memory import Plan, estimate, shape_of
+from passes.training.memory import Plan, deployed_bytes, estimate, shape_of
 from passes.training.methods import OPTIONS
 from passes.training.out_of_memory import OutOfMemory, gb, is_out_of_memory, what_is_kept
 from passes.training.settings import AdapterSettings
@@ -57,9 +57,12 @@ def _message(base: Path, settings: AdapterSettings, memory: tuple[float, float],
     held = settings.quantization or settings.base_dtype
 
     def weights(quantization: str | None, dtype: str) -> float:
-        return estimate(shape, Plan(0, 0, quantization=quantization, dtype_bytes=4 if dtype == "float32" else 2)).total
+        number = 4 if dtype == "float32" else 2
+        if quantization == DEPLOYED and settings.deployed is not None:
+            return deployed_bytes(shape, settings.deployed, number)
+        return estimate(shape, Plan(0, 0, quantization=quantization, dtype_bytes=number)).total
 
-    choices = []
+    choices: list[tuple[str, str | None, str]] = []
     if settings.quantization is None and settings.method in (*OPTIONS["quantization"], "lora"):
         nf4 = "method qlora with quantization nf4" if settings.method == "lora" else "quantization nf4"
         choices += [(nf4, "nf4", settings.base_dtype), (f"{nf4} and compute_dtype bfloat16", "nf4", "bfloat16")]
@@ -67,16 +70,12 @@ def _message(base: Path, settings: AdapterSettings, memory: tuple[float, float],
         choices.append(("compute_dtype bfloat16", settings.quantization, "bfloat16"))
     found = [f"\n  - {words}: {gb(size)}" for words, *how in choices if (size := weights(*how)) <= _SHARE * free]
     fits = (
-        f" The weights would fit with{''.join(found)}"
+        f" These would fit, the weights alone counted:{''.join(found)}"
         if found
         else " No option makes the weights fit here: take a smaller base or more memory."
     )
-    need = (
-        ""
-        if held == DEPLOYED
-        else f", whose weights need about {gb(weights(settings.quantization, settings.base_dtype))}"
-    )
+    need = gb(weights(settings.quantization, settings.base_dtype))
     return (
-        f"adapter '{settings.adapter_name}': out of memory while loading the base as {held}{need}; {gb(free)} of "
-        f"{gb(whole)} were free.{fits}\n{what_is_kept(checkpoints)}"
+        f"adapter '{settings.adapter_name}': out of memory while loading the base as {held}: its weights need "
+        f"about {need}, and {gb(free)} of {gb(whole)} were free.{fits}\n{what_is_kept(checkpoints)}"
     )

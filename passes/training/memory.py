@@ -7,12 +7,10 @@ has it, and else counted over the layers, which is good for bases like Llama.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from runtime.errors import OlivalError
 
 if TYPE_CHECKING:
     from passes.training.kept import Kept, Method
@@ -28,7 +26,6 @@ GRADIENTS = 3  # of the widest layer's outputs, which live at once when a block 
 PIECE = (
     3 * 2**23
 )  # bytes beside a layer of deployed integers: what passes/training/block_quantized.py dequantizes at once
-DTYPES = {2: "bfloat16", 4: "float32"}  # bytes of a number, and what is counted with
 
 
 @dataclass(frozen=True)
@@ -90,38 +87,39 @@ class Estimate:
 def estimate(shape: Shape, plan: Plan) -> Estimate:
     """Bytes at the peak of a training step, which is the largest of three moments.
 
-    Always there are the weights, linear x (dtype or 4 bits) + other x dtype, what is added, and the optimizer's moments.
-    Beside them
+    Always there are the weights, linear x (dtype or 4 bits) + other x dtype, what is added, and the optimizer's
+    moments. Beside them
     - when the loss goes backward: what is kept for the backward pass, and batch x learned x vocabulary x 3 x float32;
     - when the last block goes backward: what is kept, what lives beside it, and a quantized layer dequantized;
+    - when the first block goes backward: its own part of that, and the gradients of all other blocks;
     - when the backward pass ends: the gradients of all that is trained.
     Gradients that accumulate over batches are there at each of them.
     """
     full = plan.trained > plan.added
-    kept, beside = _activations(shape, plan)
+    rest, block, others, beside = _activations(shape, plan)
+    beside += _dequantized(shape, plan)
     tokens = plan.batch * min(plan.learned, plan.length)
-    logits = tokens * shape.vocabulary * LOSS_TENSORS * FLOAT
     head = shape.hidden * shape.vocabulary * plan.trained_bytes if full and plan.learned else 0
     gradients = plan.trained * plan.trained_bytes
-    dequantized = _dequantized(shape, plan)
     always = Estimate(
         weights=_weights(shape, plan),
         adapter=plan.added * plan.trained_bytes,
         optimizer=plan.trained * MOMENTS * plan.moment_bytes,
         gradients=gradients if plan.accumulates else 0,
-        activations=0,
+        activations=rest + others,
         logits=0,
     )
-    started = 0 if plan.accumulates else min(head, gradients)
-    loss = replace(always, activations=kept, logits=logits)
-    block = replace(
-        always,
-        activations=kept + beside + dequantized,
-        gradients=always.gradients + started,
+    loss = replace(always, logits=tokens * shape.vocabulary * LOSS_TENSORS * FLOAT)
+    if not plan.checkpointing:
+        loss = replace(loss, activations=rest + others + block)
+    last = replace(
+        always, activations=rest + others + block + beside, gradients=max(always.gradients, min(head, gradients))
     )
+    made = gradients * (1 - 1 / max(shape.layers, 1))
+    first = replace(always, activations=rest + block + beside, gradients=max(always.gradients, made))
     # the gradient of the tied embedding is made as a whole before it is added to that of the head
-    end = replace(always, gradients=gradients, activations=head if shape.tied else 0)
-    return max(loss, block, end, key=lambda moment: moment.total)
+    end = replace(always, activations=head if shape.tied else 0, gradients=gradients)
+    return max(loss, last, first, end, key=lambda moment: moment.total)
 
 
 def _weights(shape: Shape, plan: Plan) -> float:
@@ -135,28 +133,43 @@ def _weights(shape: Shape, plan: Plan) -> float:
     return plan.resident + plan.dtype_bytes * shape.linear / shape.layers
 
 
+def deployed_bytes(shape: Shape, deployed: Mapping[str, Any], dtype_bytes: int = 4) -> float:
+    """Bytes of a base that is held as the integers of its export, from `passes.deployed_check.deployed_options`.
+
+    Each block of weights has a float32 scale, and a zero point where it is not symmetric. The head is among the
+    integers, in 8 bits with the algorithms that say so, and an embedding that is tied to it is then too. Bases whose
+    heads the export widens need more: their attention is held in float32.
+    """
+    options = deployed["quantization"]
+    beside = (4 if options["symmetric"] else 5) / options["block_size"]
+    linear = (1 if deployed["precision"] == "int8" else 0.5) + beside
+    head = 1 + beside if options["algorithm"].endswith(("_last", "_mixed")) else linear
+    in_head = shape.hidden * shape.vocabulary if shape.other > shape.hidden * shape.vocabulary else 0
+    return linear * shape.linear + head * in_head + dtype_bytes * (shape.other - in_head)
+
+
 def _dequantized(shape: Shape, plan: Plan) -> float:
     if plan.quantization is None:
         return 0
     return PIECE if plan.held is not None else plan.dtype_bytes * shape.largest
 
 
-def _activations(shape: Shape, plan: Plan) -> tuple[float, float]:
-    """Bytes that are kept for the backward pass, and that live beside them while a block goes backward."""
+def _activations(shape: Shape, plan: Plan) -> tuple[float, float, float, float]:
+    """Bytes kept for the backward pass around the blocks, in one of them, in the others; and those beside a block."""
     blocks = shape.layers if plan.blocks is None else plan.blocks
     if shape.kept is not None:
         parts = (shape.kept.block, shape.kept.rest, shape.kept.state, shape.kept.beside)
         block, rest, state, beside = (plan.batch * max(curve(plan.length), 0.0) for curve in parts)
-        beside = max(beside, block) if blocks == 0 else beside
     else:
         tokens = plan.batch * plan.length
         numbers = shape.read + shape.written + (shape.read * (1 + 1 / plan.dtype_bytes) if plan.dropout else 0)
         block = tokens * plan.dtype_bytes * numbers / shape.layers
         rest, state = tokens * plan.length * FLOAT, tokens * plan.dtype_bytes * shape.hidden
         beside = tokens * plan.dtype_bytes * GRADIENTS * shape.widest
-    if plan.checkpointing:
-        return rest + blocks * state, block + beside
-    return rest + blocks * block, beside
+    if blocks == 0:  # nothing goes backward: a block keeps what it has not handed on yet
+        return rest, 0, 0, beside
+    others = blocks * state if plan.checkpointing else (blocks - 1) * block
+    return rest, block, others, beside
 
 
 def most(shape: Shape, plan: Plan) -> float:

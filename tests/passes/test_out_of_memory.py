@@ -16,8 +16,22 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmark.memory import paper
+from passes.base_model import empty_model
+from passes.training import loading
 from passes.training import train as training
-from passes.training.memory import FOUR_BIT, Plan, Shape, estimate, free_bytes, shape_of
+from passes.training.kept import Curve, Kept, Method, kept_for_backward
+from passes.training.memory import (
+    FOUR_BIT,
+    FOUR_BIT_DOUBLE,
+    Plan,
+    Shape,
+    deployed_bytes,
+    estimate,
+    free_bytes,
+    most,
+    shape_of,
+)
 from passes.training.out_of_memory import OutOfMemory, Situation, explained, is_out_of_memory
 from passes.training.settings import AdapterSettings
 from passes.training.store import find_or_make
@@ -70,15 +84,16 @@ print(json.dumps([peak_rss_bytes() - before, trained]))
     ("kind", "batch", "length", "learned", "checkpointing", "dropout"),
     [
         ("llama", 16, 256, 40, False, 0.0),
-        ("llama", 16, 256, 40, True, 0.0),
-        ("llama", 8, 256, 256, False, 0.1),
-        ("qwen2", 4, 512, 512, False, 0.0),
+        ("gpt2", 8, 256, 256, False, 0.1),
+        pytest.param("llama", 16, 256, 40, True, 0.0, marks=pytest.mark.slow),
+        pytest.param("llama", 8, 256, 256, False, 0.1, marks=pytest.mark.slow),
+        pytest.param("qwen2", 4, 512, 512, False, 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_near_what_is_measured(
     tmp_path: Path, kind: str, batch: int, length: int, learned: int, checkpointing: bool, dropout: float
 ) -> None:
-    """Within 25 %, above the weights. Without the allocator's own store of freed memory, which the estimate has not."""
+    """Within 15 %, above the weights. Without the allocator's own store of freed memory, which the estimate has not."""
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "head_dim": 64}
     base = save_tiny_model(tmp_path / "base", kind, **sizes, vocab_size=2000, max_position_embeddings=1024)
     given = json.dumps([str(base), batch, length, learned, checkpointing, dropout])
@@ -87,9 +102,71 @@ def test_the_estimate_is_near_what_is_measured(
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     measured, trained = json.loads(output.splitlines()[-1])
     plan = Plan(batch, length, learned, trained, trained, checkpointing=checkpointing, dropout=dropout > 0)
-    found = estimate(shape_of(base), plan)
+    shape = shape_of(base, Method(dropout=dropout > 0))
+    found = estimate(shape, plan)
     assert measured > 50e6
-    assert found.activations + found.logits == pytest.approx(measured, rel=0.25)
+    assert found.total - found.weights - found.adapter - found.optimizer == pytest.approx(measured, rel=0.15)
+    assert found.total <= most(shape, plan)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.1}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_what_autograd_keeps_is_what_peft_makes_it_keep(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    """Counted on real tensors of PEFT's own layers, each storage once, for all blocks and rows of another length."""
+    from peft import LoraConfig, get_peft_model
+
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 64}
+    config = AutoConfig.for_model(kind, **small, intermediate_size=48, use_cache=False)
+    model = empty_model(config).to_empty(device="cpu")
+    lora = LoraConfig(r=4, target_modules="all-linear", **options)
+    if kind == "bert":
+        lora.target_modules = ["query", "key", "value", "dense"]
+    adapted = get_peft_model(model, lora).train()
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+    own = {t.untyped_storage().data_ptr() for t in (*adapted.parameters(), *adapted.buffers())}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.numel() > 64 * 48:  # not what DoRA derives of its weights
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    rows, length = 2, 96
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[0, -1] = 0
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.base_model(input_ids=torch.ones_like(mask), attention_mask=mask)  # noqa: F841, it holds them
+    method = Method("dora" if "use_dora" in options else "low_rank", 4, "lora_dropout" in options)
+    shape = shape_of(config, method)
+    assert shape.kept is not None
+    counted = rows * (4 * shape.kept.block(length) + shape.kept.rest(length))
+    assert counted == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.06)
+
+
+def test_the_number_of_blocks_plays_no_part() -> None:
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 64}
+    one, many = (AutoConfig.for_model("llama", **small, num_hidden_layers=n) for n in (1, 9))
+    assert kept_for_backward(one, Method()) == kept_for_backward(many, Method())
+
+
+# Dettmers et al. 2023: > 780 GB, 5,048 MB, and Guanaco's 5, 10, 21 and 41 GB; see `benchmark.memory.paper`
+def test_figures_of_the_qlora_paper() -> None:
+    found = paper()
+    assert [row.paper for row in found] == [780, 5.048, 5, 10, 21, 41, 48]
+    for row in found:
+        assert row.estimate == pytest.approx(row.paper, rel=0.15), row
+    assert found[0].estimate > 780 and found[-1].estimate < 48
+
+
+def test_bytes_of_deployed_integers() -> None:
+    """Of SHAPE, with a head or embedding of 4 x 50 among `other`, if it is large enough."""
+    shape = dataclasses.replace(SHAPE, other=300)
+    options = {"algorithm": "rtn_last", "block_size": 32, "symmetric": True}
+    found = deployed_bytes(shape, {"precision": "int4", "quantization": options})
+    assert found == 1000 * (0.5 + 4 / 32) + 200 * (1 + 4 / 32) + 4 * 100
+    int8 = {"precision": "int8", "quantization": {**options, "algorithm": "default", "symmetric": False}}
+    assert deployed_bytes(shape, int8) == 1200 * (1 + 5 / 32) + 4 * 100
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
@@ -111,16 +188,41 @@ def test_the_formula_by_hand() -> None:
     plan = Plan(batch=2, length=10, learned=3, trained=7, added=7)
     found = estimate(SHAPE, plan)
     assert found.weights == 4 * 1100
-    assert found.adapter == 7 * (4 + 8 + 4)
-    assert found.activations == 20 * 4 * (50 + 3 * 8) + 2 * 10 * 10 * 4
+    assert found.adapter == 7 * 4 and found.optimizer == 7 * 8 and found.gradients == 0
+    assert found.activations == 20 * 4 * 50 + 2 * 10 * 10 * 4  # while the loss goes backward
     assert found.logits == 2 * 3 * 50 * 12
-    assert found.total == found.weights + found.adapter + found.activations + found.logits
+    assert found.total == 4 * 1100 + 7 * 12 + 4800 + 3600
+    unread = estimate(SHAPE, dataclasses.replace(plan, learned=0))
+    assert unread.activations == 4800 + 20 * 4 * 3 * 8 and unread.logits == 0  # while the last block does
     half = estimate(SHAPE, dataclasses.replace(plan, dtype_bytes=2, quantization="nf4", checkpointing=True))
-    assert half.weights == FOUR_BIT * 1000 + 2 * 40 + 2 * 100
-    assert half.activations == 20 * 2 * (5 * 4 + 50 / 5 + 3 * 8) + 2 * 10 * 10 * 4
-    assert half.logits == 2 * 3 * 50 * (12 + 4)
-    full = estimate(SHAPE, dataclasses.replace(plan, trained=1100, added=0, moment_bytes=1))
-    assert full.adapter == 1100 * (4 + 2)
+    assert half.weights == FOUR_BIT * 1000 + 2 * 100
+    assert half.activations + half.logits == max(
+        800 + 20 * 2 * 5 * 4 + 3600, 800 + 20 * 2 * (5 * 4 + 50 / 5 + 3 * 8) + 2 * 40
+    )
+    double = estimate(SHAPE, dataclasses.replace(plan, quantization="nf4", double_quantization=True))
+    assert double.weights == FOUR_BIT_DOUBLE * 1000 + 4 * 100
+    full = estimate(SHAPE, Plan(1, 1, learned=1, trained=1100, moment_bytes=1))  # gradients at the end are the most
+    assert (full.gradients, full.optimizer, full.adapter) == (1100 * 4, 1100 * 2, 0)
+    tied = estimate(dataclasses.replace(SHAPE, tied=True), Plan(1, 1, learned=1, trained=1100))
+    assert tied.activations == 4 * 50 * 4
+    more = estimate(SHAPE, dataclasses.replace(plan, accumulates=True))
+    assert more.total == found.total + 7 * 4
+
+
+def test_what_autograd_keeps_is_taken_from_the_shape() -> None:
+    block, none = Curve(0, 100, 2), Curve(0, 0)
+    shape = dataclasses.replace(SHAPE, kept=Kept(block, Curve(0, 10), Curve(0, 4), none))
+    plan = Plan(batch=3, length=10)
+    assert estimate(shape, plan).activations == 3 * (5 * (1000 + 200) + 100)
+    assert estimate(shape, dataclasses.replace(plan, checkpointing=True)).activations == 3 * (1200 + 100 + 5 * 40)
+    assert estimate(shape, dataclasses.replace(plan, blocks=2)).activations == 3 * (2 * 1200 + 100)
+
+
+def test_offloaded_weights_count_on_the_gpu_until_the_backward_pass_is_through() -> None:
+    plan = Plan(batch=1, length=1, resident=2000.0)
+    assert estimate(SHAPE, plan).weights == 4400
+    assert estimate(SHAPE, dataclasses.replace(plan, checkpointing=True)).weights == 2000 + 4 * 1000 / 5
+    assert estimate(SHAPE, dataclasses.replace(plan, checkpointing=True, resident=1e6)).weights == 4400
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
@@ -229,6 +331,44 @@ def test_a_failed_allocation_is_explained_and_nothing_is_lost(
     folder, reused = find_or_make(tmp_path, "mood", "a" * 64, make)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert not reused and record["resumed_from_step"] == 2 * per_epoch and record["steps"] == 3 * per_epoch
+
+
+def test_a_base_that_does_not_fit_is_explained(
+    tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*arguments: Any) -> Any:
+        return torch.empty(ABSURD, dtype=torch.uint8)
+
+    monkeypatch.setattr(loading, "load_base", greedy)
+    with pytest.raises(OutOfMemory) as caught:
+        train_adapter(tmp_path / "mood", tiny_llama_path, AdapterSettings("mood"), mood_data(), None)
+    said = str(caught.value)
+    size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_llama_path).parameters()) * 4 / 1e9
+    assert f"out of memory while loading the base as float32: its weights need about {size:.2f} GB, and" in said
+    assert "  - method qlora with quantization nf4: " in said and "finished adapters are kept" in said
+
+
+LOAD = """
+import resource, sys
+from pathlib import Path
+import torch
+from passes.training.loading import load_for_training
+from passes.training.memory import free_bytes
+from passes.training.settings import AdapterSettings
+import transformers.models.llama.modeling_llama
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[2]),) * 2)
+load_for_training(Path(sys.argv[1]), AdapterSettings("mood"), (1e9, 2e9), Path("none"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs Linux to limit a process")
+def test_a_limit_while_a_base_is_loaded_is_explained(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", vocab_size=200_000, hidden_size=128)
+    command = [sys.executable, "-c", LOAD, str(base), str(60 * 2**20)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "OutOfMemory: adapter 'mood': out of memory while loading the base" in done.stderr
 
 
 def test_a_workflow_pass_ends_with_the_error(
