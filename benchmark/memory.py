@@ -82,7 +82,8 @@ def needs(
 
     source = Path(base) if Path(base).is_dir() else llama(base)
     for setting in settings:
-        shape = shape_of(source, Method("full" if setting.full else "low_rank", rank, dtype=dtype))
+        kind = "full" if setting.full else "low_rank"
+        shape = shape_of(source, Method(kind, rank, dtype=dtype, cast=setting.trained_bytes == 4))
         trained = shape.linear + shape.other if setting.full else rank * (shape.read + shape.written)
         # weights that are trained in 32 bits are held so, whatever they are computed in
         held = (shape.linear + shape.other) * setting.trained_bytes if setting.full else None

@@ -40,12 +40,15 @@ class Method:
         size: rank, or width of the bottleneck.
         dropout: whether there is some inside the adapter.
         dtype: of the base's activations: "float32", "bfloat16" or "float16".
+        cast: of "full": its weights are float32 and cast to `dtype` where they compute, as by the Trainer's bf16; else
+            they are of that dtype themselves.
     """
 
     kind: str = "low_rank"
     size: int = 8
     dropout: bool = False
     dtype: str = "float32"
+    cast: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _model(config: Any, method: Method) -> Any:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:_BLOCKS]
     auto_class, options = model_class_of(config.model_type)
-    dtype = torch.float32 if method.kind == "full" else getattr(torch, method.dtype)
+    dtype = torch.float32 if _casts(method) else getattr(torch, method.dtype)
     model = auto_class.from_config(short, dtype=dtype, **options).train()
     model.requires_grad_(method.kind == "full")
     if method.kind == "full":
@@ -130,6 +133,10 @@ def _model(config: Any, method: Method) -> Any:
             continue
         layer.__dict__[_ADAPTER] = parts
     return model
+
+
+def _casts(method: Method) -> bool:
+    return method.kind == "full" and method.cast and method.dtype != "float32"
 
 
 def _low_rank(parts: list[torch.Tensor], method: Method) -> Callable[..., torch.Tensor]:
@@ -187,7 +194,7 @@ def _run(model: Any, length: int, method: Method) -> tuple[float, float, float, 
         states.append((args[0] if args else options["hidden_states"]).untyped_storage().nbytes())
 
     hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in block_stack(model)[1]]
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=method.kind == "full" and method.dtype != "float32")
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=_casts(method))
     try:
         with _Living() as living:
             ids = torch.ones(1, length, dtype=torch.int64)
