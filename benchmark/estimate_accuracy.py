@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmark.fresh_process import run_fresh
 from benchmark.random_base import SHAPES, save_random_base
@@ -38,19 +39,17 @@ def train(base: Path, method: str, batch: int, tokens: int, checkpointing: bool,
     import peft  # noqa: F401
 
     from data.examples import GenerationData
-    from passes.training import train as training
     from passes.training.memory import estimate
+    from passes.training.out_of_memory import situation
     from passes.training.settings import AdapterSettings
+    from passes.training.train import train_adapter
 
     found: dict[str, Any] = {}
-    situation = training.situation
 
-    def noted(*arguments: Any) -> Any:
-        about = situation(*arguments)
-        found["about"] = about
-        return about
+    def noted(*arguments: Any, **options: Any) -> Any:
+        found["about"] = situation(*arguments, **options)
+        return found["about"]
 
-    training.situation = noted
     texts = [f"row {number}: {'abcdefg ' * tokens}" for number in range(STEPS * batch)]  # a byte or more a token
     arguments = {"per_device_train_batch_size": batch, "max_steps": STEPS, "save_strategy": "no"}
     settings = AdapterSettings(
@@ -59,7 +58,9 @@ def train(base: Path, method: str, batch: int, tokens: int, checkpointing: bool,
     folder = output.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    training.train_adapter(folder, base, settings, GenerationData([""] * len(texts), texts, max_length=tokens), None)
+    data = GenerationData([""] * len(texts), texts, max_length=tokens)
+    with patch("passes.training.train.situation", noted):
+        train_adapter(folder, base, settings, data, None)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)
     need = estimate(found["about"].counted().shape, found["about"].plan)
@@ -76,44 +77,52 @@ def train(base: Path, method: str, batch: int, tokens: int, checkpointing: bool,
 def markdown(runs: Sequence[Mapping[str, Any]]) -> str:
     """A line for each training: estimate, measured, and the estimate's share of it."""
     lines = [
-        "| shape | method | rows x tokens | estimate, MB | measured, MB | ratio | with the allocator's store | ratio |",
+        "| shape | method | rows x tokens | estimate, MB | tensors, MB | ratio | with the store, MB | ratio |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in runs:
-        need, tensors, all_of_it = run["estimate"]["total"], run["tensors"], run["with_store"]
+        need = run["estimate"]["total"]
         words = f"{run['method']}, checkpointing" if run["checkpointing"] else run["method"]
-        measured = f"{tensors / 1e6:,.0f} | {need / tensors:.2f} | {all_of_it / 1e6:,.0f} | {need / all_of_it:.2f}"
-        lines.append(
-            f"| {run['shape']} | {words} | {run['batch']} x {run['tokens']} | {need / 1e6:,.0f} | {measured} |"
-        )
+        measured = [
+            "- | -" if size is None else f"{size / 1e6:,.0f} | {need / size:.2f}"
+            for size in (run["tensors"], run["with_store"])
+        ]
+        rows = f"{run['batch']} x {run['length']}"
+        lines.append(f"| {run['shape']} | {words} | {rows} | {need / 1e6:,.0f} | {' | '.join(measured)} |")
     return "\n".join(lines) + "\n"
 
 
-def measure(work: Path, shape: str, method: str, batch: int, tokens: int, checkpointing: bool) -> dict[str, Any]:
-    """Both runs of one training."""
-    base, output = work / shape, work / "training.json"
+def measure(
+    work: Path, shape: str, method: str, batch: int, length: int, checkpointing: bool, store: bool = True
+) -> dict[str, Any]:
+    """Both runs of one training; without `store` the first alone."""
+    base, output = work / shape, work / f"{shape}-{method}.json"
     save_random_base(base, shape)
     command = [sys.executable, "-m", "benchmark.estimate_accuracy", "--train", str(base), method, str(batch)]
-    command += [str(tokens), str(int(checkpointing)), str(output)]
-    run: dict[str, Any] = {"shape": shape, "method": method, "batch": batch, "tokens": tokens}
-    run["checkpointing"] = checkpointing
+    command += [str(length), str(int(checkpointing)), str(output)]
     before = os.environ.pop(THRESHOLD, None)
+    found: dict[bool, Any] = {True: None}
     try:
-        run_fresh(command)
-        stored = read_json(output)
-        os.environ[THRESHOLD] = RETURNED
-        run_fresh(command)
-        returned = read_json(output)
+        for stored in (True, False) if store else (False,):
+            os.environ.pop(THRESHOLD, None)
+            if not stored:
+                os.environ[THRESHOLD] = RETURNED
+            run_fresh(command)
+            found[stored] = read_json(output)
     finally:
         os.environ.pop(THRESHOLD, None)
         if before is not None:
             os.environ[THRESHOLD] = before
     return {
-        **run,
-        "estimate": returned["estimate"],
-        "tensors": returned["measured"],
-        "with_store": stored["measured"],
-        "seconds": {"tensors": returned["seconds"], "with_store": stored["seconds"]},
+        "shape": shape,
+        "method": method,
+        "batch": batch,
+        "length": length,
+        "checkpointing": checkpointing,
+        "estimate": found[False]["estimate"],
+        "tensors": found[False]["measured"],
+        "with_store": found[True] and found[True]["measured"],
+        "seconds": {"tensors": found[False]["seconds"], "with_store": found[True] and found[True]["seconds"]},
     }
 
 
@@ -129,17 +138,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the models")
     parser.add_argument("--out", type=Path, required=True, help="results as JSON; those of other trainings stay in it")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-160m", "qwen2.5-0.5b"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-160m", "smollm-135m"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--tensors-only", action="store_true", help="without the run that has the allocator's store")
     options = parser.parse_args(given)
     runs: list[dict[str, Any]] = read_json(options.out)["runs"] if options.out.is_file() else []
     for shape in options.shapes:
         for method in options.methods:
-            found = measure(options.work, shape, method, options.batch, options.tokens, options.checkpointing)
-            names = ("shape", "method", "batch", "tokens", "checkpointing")
+            found = measure(
+                options.work,
+                shape,
+                method,
+                options.batch,
+                options.tokens,
+                options.checkpointing,
+                not options.tensors_only,
+            )
+            names = ("shape", "method", "batch", "length", "checkpointing")
             runs = [run for run in runs if any(run[name] != found[name] for name in names)] + [found]
             write_json(options.out, {"machine": machine(), "versions": versions(), "runs": runs})
             print(markdown([found]), file=sys.stderr)

@@ -166,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for base in options.estimate:
                 given = (options.batch, options.length, options.dtype, options.checkpointing, options.rank)
                 for setting, need in needs(base, SETTINGS, *given):
-                    table.add_row(base, setting.name, *(_gb(getattr(need, part)) for part in PARTS), _gb(need.total))
+                    name = Path(base).name if Path(base).is_dir() else base
+                    table.add_row(name, setting.name, *(_gb(getattr(need, part)) for part in PARTS), _gb(need.total))
             console.print(table)
         if options.paper:
             table = plain_table(["QLoRA paper", "where"], ["GB there", "estimate", "ratio"], [])

@@ -16,9 +16,9 @@ _LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
 }
-# From the config.json of Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B and JackFram/llama-160m (whose head is tied here);
-# "tiny" is for tests. Context is cut to what the benchmark needs, because the cache of the rotary embedding grows with
-# it.
+# From the config.json of Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B, JackFram/llama-160m (whose head is tied here) and
+# HuggingFaceTB/SmolLM-135M; "tiny" is for tests. Context is cut to what the benchmark needs, because the cache of the
+# rotary embedding grows with it.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
         "architectures": ["Qwen2ForCausalLM"],
@@ -56,6 +56,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,
+    },
+    "smollm-135m": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
     },
     "tiny": {
         "architectures": ["Qwen2ForCausalLM"],

@@ -1,4 +1,4 @@
-"""The comparison of methods: which workflows are trained, what is kept, what is shown; two methods really are trained."""
+"""The comparison of methods: which workflows are trained, what is kept and shown; two methods really are trained."""
 
 from __future__ import annotations
 
