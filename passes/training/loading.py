@@ -68,7 +68,8 @@ def _message(base: Path, settings: AdapterSettings, memory: tuple[float, float],
         choices += [(nf4, "nf4", settings.base_dtype), (f"{nf4} and compute_dtype bfloat16", "nf4", "bfloat16")]
     if settings.base_dtype == "float32" and settings.method != "full":
         choices.append(("compute_dtype bfloat16", settings.quantization, "bfloat16"))
-    found = [f"\n  - {words}: {gb(size)}" for words, *how in choices if (size := weights(*how)) <= _SHARE * free]
+    sizes = [(words, weights(quantization, dtype)) for words, quantization, dtype in choices]
+    found = [f"\n  - {words}: {gb(size)}" for words, size in sizes if size <= _SHARE * free]
     fits = (
         f" These would fit, the weights alone counted:{''.join(found)}"
         if found
