@@ -22,6 +22,7 @@ from unittest.mock import patch
 from benchmark.fresh_process import run_fresh
 from benchmark.random_base import SHAPES, save_random_base
 from benchmark.results import machine, read_json, versions, write_json
+from runtime.errors import OlivalError
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -40,7 +41,7 @@ def train(base: Path, method: str, batch: int, tokens: int, checkpointing: bool,
 
     from data.examples import GenerationData
     from passes.training.memory import estimate
-    from passes.training.out_of_memory import situation
+    from passes.training.planned import situation
     from passes.training.settings import AdapterSettings
     from passes.training.train import train_adapter
 
@@ -145,24 +146,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--tensors-only", action="store_true", help="without the run that has the allocator's store")
     options = parser.parse_args(given)
+    try:
+        runs = _measure_all(options)
+    except OlivalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(runs))
+    return 0
+
+
+def _measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = read_json(options.out)["runs"] if options.out.is_file() else []
+    how = (options.batch, options.tokens, options.checkpointing, not options.tensors_only)
     for shape in options.shapes:
         for method in options.methods:
-            found = measure(
-                options.work,
-                shape,
-                method,
-                options.batch,
-                options.tokens,
-                options.checkpointing,
-                not options.tensors_only,
-            )
+            found = measure(options.work, shape, method, *how)
             names = ("shape", "method", "batch", "length", "checkpointing")
             runs = [run for run in runs if any(run[name] != found[name] for name in names)] + [found]
             write_json(options.out, {"machine": machine(), "versions": versions(), "runs": runs})
             print(markdown([found]), file=sys.stderr)
-    print(markdown(runs))
-    return 0
+    return runs
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from passes.training.loss_choice import make_loss, teacher_of
 from passes.training.memory import free_bytes
 from passes.training.methods import adapt
 from passes.training.monitoring import Throughput, overfitting, plot_curves
-from passes.training.out_of_memory import explained, situation
+from passes.training.out_of_memory import explained
+from passes.training.planned import situation
 from passes.training.progress import ProgressBar
 from passes.training.response_logits import keep_response_logits
 from passes.training.settings import CHECKPOINTING, AdapterSettings, cyclical_schedule, training_arguments
