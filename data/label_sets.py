@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from data.loading import check_columns, describe_rows
@@ -11,10 +12,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+logger = logging.getLogger(__name__)
+
+_SEPARATORS = (",", ";", "|")  # that people put between labels
+
+
 def label_sets(dataset: Dataset, column: str, separator: str, source: str) -> list[list[str]]:
     """The labels of each row, sorted and each once; a row may have none.
 
     A list's items are text or whole numbers, or of a ClassLabel; text is cut at `separator`; blanks are dropped.
+
+    Warns where the separator seems to be another one.
 
     Raises:
         DataError: no such column, a value or an item of another kind, or not a label in any row.
@@ -34,6 +42,15 @@ def label_sets(dataset: Dataset, column: str, separator: str, source: str) -> li
             )
         names = [inner.int2str(item) if isinstance(inner, ClassLabel) else str(item).strip() for item in items]
         result.append(sorted({name for name in names if name}))
+    odd = sorted({name for names in result for name in names if any(mark in name for mark in _SEPARATORS)})
+    if odd and max(map(len, result)) == 1:
+        logger.warning(
+            "%s: column %r: no row has two labels, and one of them is %r; is separator %r the right one?",
+            source,
+            column,
+            odd[0],
+            separator,
+        )
     if not any(result):
         raise DataError(f"{source}: column {column!r} has not a label in any of {len(result)} rows")
     return result

@@ -125,10 +125,9 @@ def _option_problems(name: str, pass_class: Any, options: dict[str, Any], provid
         for option in options
         if option not in known
     ]
-    if problems:
-        return problems
+    options = {option: value for option, value in options.items() if option in known}
     try:
-        config = pass_class.generate_config(DEFAULT_CPU_ACCELERATOR, dict(options), {}, True)
+        config = pass_class.generate_config(DEFAULT_CPU_ACCELERATOR, options, {}, True)
     except ValidationError as error:
         for problem in error.errors():
             option = ".".join(str(part) for part in problem["loc"][:1])
@@ -138,7 +137,7 @@ def _option_problems(name: str, pass_class: Any, options: dict[str, Any], provid
             if not any(p.startswith(f"passes.{name}.{option}:") for p in problems):
                 problems.append(line if problem["type"] != "missing" else f"passes.{name}.{option}: is required")
         return problems
-    return [f"passes.{name}.{problem}" for problem in pass_class.problems(config, provider)]
+    return problems + [f"passes.{name}.{problem}" for problem in pass_class.problems(config, provider)]
 
 
 def _check_names(ours: list[tuple[str, Any]]) -> list[str]:

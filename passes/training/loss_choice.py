@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,10 +231,14 @@ def _own_loss(name: str, options: dict[str, Any]) -> nn.Module:
     if spec is None or spec.loader is None:
         raise ConfigError([f"loss: {file} cannot be imported"])
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the names of annotations
+    sys.path.insert(0, str(file.parent.resolve()))  # as of a script: modules beside it can be imported
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file raises anything
+    except (Exception, SystemExit) as error:  # a user's file raises anything
         raise ConfigError([f"loss: {file} cannot be imported: {type(error).__name__}: {error}"]) from error
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
     classes = {k: v for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)}
     if class_name not in classes:
         raise ConfigError([f"loss: {file} has no torch.nn.Module '{class_name}'; {nearest(class_name, classes)}"])
@@ -242,7 +247,9 @@ def _own_loss(name: str, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         raise ConfigError([f"loss: {name} with {options}: {type(error).__name__}: {error}"]) from error
     parameters = inspect.signature(loss.forward).parameters.values()
-    takes = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # what has a default is an option of the class's own, unless its name says that it is the features
+    takes = [p for p in positional if p.default is p.empty or p.name == "features"]
     if len(takes) not in (2, 3) and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
         raise ConfigError([f"loss: forward of {name} must take (logits, labels) or (logits, labels, features)"])
     return UserLoss(loss, name, len(takes) != 2)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-VALIDATION = {"eval_loss": "validation loss", "eval_accuracy": "accuracy", "eval_perplexity": "perplexity"}
+VALIDATION = {
+    "eval_loss": "validation loss",
+    "eval_accuracy": "accuracy",
+    "eval_f1_micro": "f1_micro",  # where a text has several labels
+    "eval_perplexity": "perplexity",
+}
 
 
 class ProgressBar(TrainerCallback):
@@ -22,6 +28,8 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step:
+            print(f"train {self.adapter_name}: goes on from step {state.global_step}", file=sys.stderr)
         self.bar = tqdm(
             total=state.max_steps, desc=f"train {self.adapter_name}", unit="step", disable=not sys.stderr.isatty()
         )
@@ -49,7 +57,7 @@ class ProgressBar(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        self._show({label: metrics[key] for key, label in VALIDATION.items() if key in metrics})
+        self._show(_validation(args, metrics))
 
     def _show(self, values: dict[str, float]) -> None:
         self.shown |= {label: f"{float(value):.3f}" for label, value in values.items()}
@@ -62,5 +70,19 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
         if not sys.stderr.isatty():
+            steps = f"{state.global_step} steps"
+            if state.global_step < state.max_steps:
+                steps = f"stopped after {state.global_step} of {state.max_steps} steps"
+            if args.load_best_model_at_end and state.best_global_step:
+                steps += f", weights of step {state.best_global_step}"
+                found = [log for log in state.log_history if log["step"] == state.best_global_step]
+                self._show({k: v for log in found if "eval_loss" in log for k, v in _validation(args, log).items()})
             losses = ", ".join(f"{label} {value}" for label, value in self.shown.items())
-            print(f"train {self.adapter_name}: {state.global_step} steps, {losses}", file=sys.stderr)
+            print(f"train {self.adapter_name}: {steps}, {losses}", file=sys.stderr)
+
+
+def _validation(args: TrainingArguments, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of a validation's metrics is shown: the usual ones, and the one that decides which weights are the best."""
+    deciding = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+    labels = {deciding: deciding.removeprefix("eval_"), **VALIDATION}
+    return {label: metrics[key] for key, label in labels.items() if key in metrics}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passes.base_model import BITSANDBYTES, DEPLOYED, QUANTIZATIONS
+from passes.training.argument_check import argument_problems
 from passes.training.continual import continual_options, continual_problems
 from passes.training.early_stopping import EarlyStopping, early_stopping_problems
 from passes.training.methods import METHODS, chosen_method, freeze_problems, method_problems
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
 TRAINING_VERSION = 2  # part of every cache key: raise it when the code trains differently
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # two names of transformers for one thing
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
-# training_args is handed to transformers' TrainingArguments; these keys belong to the workspace
-OWN_ARGUMENTS = {
-    "output_dir": "the workspace keeps adapters in its cache",
-    "report_to": "monitoring is set by the workspace",
-    "remove_unused_columns": "batches are made by the workspace",
-    "label_names": "labels come from the data",
-    "push_to_hub": "the workspace sends nothing anywhere",
-    "batch_eval_metrics": "validation scores are made of all rows together",
-    "eval_do_concat_batches": "validation scores are made of all rows together",
-}
-
 # Dynamic padding by length: batches of like lengths waste little on padding
 DEFAULT_ARGUMENTS = {
     "per_device_train_batch_size": 16,
@@ -206,8 +196,6 @@ def settings_problems(config: Any, task: str) -> list[str]:
 
     `task` is "classification" or "generation".
     """
-    from transformers import TrainingArguments
-
     problems = method_problems(config, {f.name: f.default for f in dataclasses.fields(AdapterSettings)})
     if config.rank < 1:
         problems.append(f"rank: must be 1 or more, but got {config.rank}")
@@ -246,18 +234,7 @@ def settings_problems(config: Any, task: str) -> list[str]:
     problems += continual_problems(config)
     validated, given = config.validation_data_config is not None, config.training_args or {}
     problems += early_stopping_problems(config.early_stopping, task, validated, given)
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    for key in config.training_args or {}:
-        if key in OWN_ARGUMENTS:
-            problems.append(f"training_args.{key}: cannot be set, {OWN_ARGUMENTS[key]}")
-        elif key not in known:
-            match = nearest(key, known).split("Valid:")[0].strip() or "see transformers.TrainingArguments"
-            problems.append(f"training_args.{key}: unknown argument of transformers' TrainingArguments; {match}")
-    if given.get("lr_scheduler_type") == CYCLICAL and given.get("warmup_steps"):
-        problems.append(
-            f"training_args.warmup_steps: is not for lr_scheduler_type '{CYCLICAL}', whose first rise is the warm-up "
-            "(lr_scheduler_kwargs: cycles, lowest); leave it out"
-        )
+    problems += argument_problems(given)
     if not problems:
         try:
             training_arguments(AdapterSettings.from_config(config), Path(), validated)

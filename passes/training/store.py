@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,11 @@ def _clear_leftovers(store: Path, name: str, folder: Path) -> None:
             shutil.rmtree(leftover)
     for other in store.glob(f"{name}-{'?' * 16}{CHECKPOINTS}"):
         if other.name != f"{folder.name}{CHECKPOINTS}" and not any(_lives(o.name) for o in other.glob(f"{_OWNER}*")):
+            print(
+                f"train {name}: the checkpoints of an unfinished training of this name with other options or data are "
+                "removed",
+                file=sys.stderr,
+            )
             shutil.rmtree(other)
 
 

@@ -82,3 +82,11 @@ def test_statistics_count_each_label(tmp_path: Path) -> None:
     assert {name: entry["count"] for name, entry in describe(data)["classes"].items()} == {
         "blue": 1, "loud": 1, "red": 3,
     }  # fmt: skip
+
+
+def test_a_separator_that_separates_nothing_is_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = as_csv(tmp_path, ";")
+    prepare_classification(rows, multi_label=True, separator=";")
+    assert not caplog.records
+    prepare_classification(rows, multi_label=True, separator="/")
+    assert "no row has two labels, and one of them is 'blue;red;red'; is separator '/' the right one?" in caplog.text

@@ -136,7 +136,34 @@ class Rows(nn.Module):
 class Alone(nn.Module):
     def forward(self, logits):
         return logits.sum()
+
+
+class WithOption(nn.Module):
+    def forward(self, logits, labels, reduction="mean"):
+        return nn.functional.cross_entropy(logits, labels, reduction=reduction)
+
+
+class Optional(nn.Module):
+    def forward(self, logits, labels, features=None):
+        return nn.functional.cross_entropy(logits, labels) + features.square().mean()
 '''
+
+DATACLASS = """from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beside import Scaled
+
+
+@dataclass
+class Options:
+    scale: float = 2.0
+
+
+class Doubled(Scaled):
+    def __init__(self):
+        super().__init__(Options().scale)
+"""
 
 
 @pytest.fixture
@@ -153,10 +180,23 @@ def test_a_loss_of_the_user(own: Path) -> None:
     assert value("my_losses.py:Scaled")[0] == pytest.approx(2 * plain)
     assert value({"type": "my_losses.py:Scaled", "scale": 3})[0] == pytest.approx(3 * plain)
     assert value(f"{own}:Featured")[0] == pytest.approx(plain + (FEATURES**2).mean())
+    assert value("my_losses.py:WithOption")[0] == pytest.approx(plain)
+    assert value("my_losses.py:Optional")[0] == value("my_losses.py:Featured")[0]
     with pytest.raises(OlivalError, match=r"loss 'my_losses.py:Rows': must return a scalar .* returned shape \[8\]"):
         value("my_losses.py:Rows")
     with pytest.raises(OlivalError, match=r"loss 'my_losses.py:Scaled': IndexError: Target 9 is out of bounds"):
         value("my_losses.py:Scaled", labels=[9] * 8)
+
+
+def test_a_file_with_a_dataclass_and_a_module_beside_it(own: Path) -> None:
+    folder = own.parent / "sub"
+    folder.mkdir()
+    own.rename(folder / "beside.py")
+    (folder / "doubled.py").write_text(DATACLASS, encoding="utf-8")
+    assert value("sub/doubled.py:Doubled")[0] == pytest.approx(2 * value("cross_entropy")[0])
+    (folder / "ends.py").write_text("raise SystemExit(3)", encoding="utf-8")
+    (problem,) = loss_problems("sub/ends.py:Any")
+    assert problem == "loss: sub/ends.py cannot be imported: SystemExit: 3"
 
 
 VALID = "Valid: binary_cross_entropy, class_weighted, contrastive, cross_entropy, distillation, focal, label_smoothing"

@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from data.examples import GenerationData
+from passes.training.argument_check import argument_problems
 from passes.training.early_stopping import METRICS, OF_DATA, early_stopping_problems, metric_problems
 from passes.training.monitoring import overfitting, plot_curves
 from passes.training.progress import ProgressBar
@@ -320,6 +321,60 @@ def test_the_metric_must_be_one_of_the_data(option: Any, several: bool, right: b
 def test_cycles_have_no_other_warm_up(training: dict[str, Any], wrong: list[str]) -> None:
     config = pass_config(training_args=training)
     assert [problem.split(":")[0] for problem in settings_problems(config, "classification")] == wrong
+
+
+NUMBER = "training_args.learning_rate: must be a number, but got '0,001'"
+UNKNOWN = "training_args.lr_scheduler_type: 'cosin' is unknown; did you mean 'cosine'? Valid: constant, "
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"learning_rate": "0,001"}, [NUMBER]),
+        ({"learning_rate": 0}, ["training_args.learning_rate: must be above 0, but got 0"]),
+        ({"learning_rate": math.nan}, ["training_args.learning_rate: must be a number, but got nan"]),
+        ({"num_train_epochs": 0}, ["training_args.num_train_epochs: must be above 0, but got 0"]),
+        ({"num_train_epochs": 0, "max_steps": 3}, []),
+        ({"num_train_epochs": 0.5, "max_steps": -1, "warmup_steps": 0.1, "eval_steps": None}, []),
+        ({"max_steps": 0}, ["training_args.max_steps: must be 1 or more, or -1 for num_train_epochs, but got 0"]),
+        ({"gradient_accumulation_steps": True}, [
+            "training_args.gradient_accumulation_steps: must be a whole number, but got True"]),
+        ({"per_device_train_batch_size": 0, "bf16": "yes"}, [
+            "training_args.per_device_train_batch_size: must be 1 or more, but got 0",
+            "training_args.bf16: must be true or false, but got 'yes'"]),
+        ({"adam_beta1": 1}, ["training_args.adam_beta1: must be from 0 and below 1, but got 1"]),
+        ({"weight_decay": -1}, ["training_args.weight_decay: must be 0 or more, but got -1"]),
+        ({"lr_scheduler_type": "cosin"}, [UNKNOWN]),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2}}, []),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"powr": 2}}, [
+            "training_args.lr_scheduler_kwargs: 'polynomial' does not take {'powr': 2}: "]),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": 3}, [
+            "training_args.lr_scheduler_kwargs: must be an object, but got 3"]),
+    ],
+)  # fmt: skip
+def test_values_of_training_args_are_checked_before_a_run(given: dict[str, Any], said: list[str]) -> None:
+    found = argument_problems(given)
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
+
+
+def test_the_line_of_a_training_that_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says of which step the weights are, with that validation's numbers and not the last one's."""
+    args: Any = SimpleNamespace(load_best_model_at_end=True, metric_for_best_model="f1_macro")
+    state: Any = SimpleNamespace(global_step=0, max_steps=90, best_global_step=None, log_history=[])
+    bar = ProgressBar("spam")
+    bar.on_train_begin(args, state, None)  # type: ignore[arg-type]
+    validations = [{"step": s, "eval_loss": s / 100, "eval_accuracy": a, "eval_f1_macro": a - 0.1}
+                   for s, a in ((10, 0.5), (20, 0.75), (30, 0.25))]  # fmt: skip
+    for metrics in validations:
+        bar.on_evaluate(args, state, None, metrics)  # type: ignore[arg-type]
+    vars(state).update(global_step=30, best_global_step=20, log_history=validations)
+    bar.on_train_end(args, state, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == (
+        "train spam: stopped after 30 of 90 steps, weights of step 20, f1_macro 0.650, validation loss 0.200, "
+        "accuracy 0.750\n"
+    )
+    bar.on_train_begin(args, state, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "train spam: goes on from step 30\n"
 
 
 def test_a_cyclical_rate_is_that_of_torch(tmp_path: Path, tiny_llama_path: Path) -> None:
