@@ -232,8 +232,8 @@ WRONG: list[tuple[Any, list[str]]] = [
     ("my_loses.py:Scaled", [r"loss: there is no file 'my_loses.py' \(from .*\); did you mean 'my_losses.py'\? .*"]),
     (
         "my_losses.py:Scald",
-        ["loss: my_losses.py has no torch.nn.Module 'Scald'; did you mean 'Scaled'? Valid: Alone, Featured, Rows, "
-         "Scaled"],
+        ["loss: my_losses.py has no torch.nn.Module 'Scald'; did you mean 'Scaled'? Valid: Alone, Featured, "
+         "Optional, Rows, Scaled, WithOption"],
     ),
     ({"type": "my_losses.py:Scaled", "size": 1}, ["loss: my_losses.py:Scaled with {'size': 1}: TypeError: .*'size'"]),
     (

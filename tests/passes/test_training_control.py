@@ -362,18 +362,18 @@ def test_the_line_of_a_training_that_stopped(capsys: pytest.CaptureFixture[str])
     args: Any = SimpleNamespace(load_best_model_at_end=True, metric_for_best_model="f1_macro")
     state: Any = SimpleNamespace(global_step=0, max_steps=90, best_global_step=None, log_history=[])
     bar = ProgressBar("spam")
-    bar.on_train_begin(args, state, None)  # type: ignore[arg-type]
+    bar.on_train_begin(args, state, None)
     validations = [{"step": s, "eval_loss": s / 100, "eval_accuracy": a, "eval_f1_macro": a - 0.1}
                    for s, a in ((10, 0.5), (20, 0.75), (30, 0.25))]  # fmt: skip
     for metrics in validations:
-        bar.on_evaluate(args, state, None, metrics)  # type: ignore[arg-type]
+        bar.on_evaluate(args, state, None, metrics)
     vars(state).update(global_step=30, best_global_step=20, log_history=validations)
-    bar.on_train_end(args, state, None)  # type: ignore[arg-type]
+    bar.on_train_end(args, state, None)
     assert capsys.readouterr().err == (
         "train spam: stopped after 30 of 90 steps, weights of step 20, f1_macro 0.650, validation loss 0.200, "
         "accuracy 0.750\n"
     )
-    bar.on_train_begin(args, state, None)  # type: ignore[arg-type]
+    bar.on_train_begin(args, state, None)
     assert capsys.readouterr().err == "train spam: goes on from step 30\n"
 
 
