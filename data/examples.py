@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import DataError, OlivalError, nearest
+from runtime.errors import ConfigError, DataError, OlivalError, nearest
 
 if TYPE_CHECKING:
     from olive.data.config import DataConfig
+
+    from data.teaching import Unanswered
+
+KINDS = ("classification", "generation", "structured", "taught_classification", "taught_generation")
 
 
 @dataclass(frozen=True)
@@ -171,11 +175,25 @@ def load_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | 
         data_config: an Olive DataConfig, or the dict of one (left unchanged).
 
     Raises:
-        DataError: unknown component or parameter, or whatever is wrong with the data; names the data config.
+        DataError: unknown component or parameter, rows that a teacher is to answer (`passes.teaching` loads those), or
+            whatever is wrong with the data; names the data config.
+    """
+    result = read_data(data_config)
+    if not isinstance(result, ClassificationData | GenerationData):
+        name = data_config["name"] if isinstance(data_config, dict) else data_config.name
+        raise DataError(f"data config {name!r}: its rows are answered by a teacher, which only a workflow's passes ask")
+    return result
+
+
+def read_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | GenerationData | Unanswered:
+    """As `load_data`, but also takes rows that a teacher is yet to answer.
+
+    Raises DataError as `load_data` does; ConfigError where several options are wrong.
     """
     from olive.data.config import DataConfig
 
     import data.olive_components  # registers the components that the config names  # noqa: F401
+    from data.teaching import Unanswered
 
     config = _parse(data_config) if isinstance(data_config, dict) else data_config
     if not isinstance(config, DataConfig):
@@ -183,17 +201,19 @@ def load_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | 
     try:
         container = config.to_data_container()
         result = container.pre_process(container.load_dataset())
+    except ConfigError as error:
+        raise ConfigError([f"data config {config.name!r}: {problem}" for problem in error.problems]) from error
     except OlivalError as error:
         raise DataError(f"data config {config.name!r}: {error}") from error
     except (
         Exception
     ) as error:  # components of other people raise anything; Olive fails a run only on ValueError and kin
         raise DataError(f"data config {config.name!r}: {type(error).__name__}: {error}") from error
-    if not isinstance(result, ClassificationData | GenerationData):
+    if not isinstance(result, ClassificationData | GenerationData | Unanswered):
         kind = config.pre_process_data_config.type if config.pre_process_data_config else None
         raise DataError(
             f"data config {config.name!r}: pre_process_data_config.type {kind!r} makes no data for this workspace; "
-            + nearest(kind, ["classification", "generation", "structured"])
+            + nearest(kind, KINDS)
         )
     return result
 

@@ -1,6 +1,7 @@
 """The Olive data components of this workspace; importing this module registers them.
 
-load_dataset "rows"; pre_process "classification", "generation" and "structured". A data config:
+load_dataset "rows"; pre_process "classification", "generation" and "structured", and the first two as "taught_", by a
+teacher. A data config:
 
     {"name": "spam_train", "user_script": "register.py",
      "load_dataset_config": {"type": "rows", "data_files": "data/samples/sms_spam_train.csv"},
@@ -19,10 +20,13 @@ from data.examples import ClassificationData, GenerationData
 from data.loading import load_rows
 from data.preparing import prepare_classification, prepare_generation, select_part
 from data.structured import prepare_structured
+from data.teacher_answers import ANSWER_MARK
 from runtime.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from data.teaching import Unanswered
 
 # What Olive itself puts into the parameters when a data config's type is HuggingfaceContainer; it means nothing here.
 OLIVE_PARAMETERS = {"model_name", "task", "trust_remote_code"}
@@ -108,6 +112,58 @@ def structured(
     _refuse("structured", structured, others)
     _check_rows("structured", dataset)
     return prepare_structured(dataset, template, answer, schema, max_length, chat_template)
+
+
+@Registry.register_pre_process("taught_classification")
+def taught_classification(
+    dataset: Dataset,
+    teacher: dict[str, Any] | None = None,
+    prompt_template: str | None = None,
+    labels: list[str] | None = None,
+    answer_mark: str = ANSWER_MARK,
+    attempts: int = 3,
+    label: str | None = None,
+    text: str | None = None,
+    text_template: str | None = None,
+    max_length: int = 128,
+    window_stride: int | None = None,
+    **others: Any,
+) -> Unanswered:
+    """Rows that get their labels from a teacher, see `data.teaching.taught_classification`."""
+    from data import teaching
+
+    _refuse("taught_classification", taught_classification, others)
+    _check_rows("taught_classification", dataset)
+    asked = (teacher, prompt_template, labels, answer_mark, attempts, label)
+    return teaching.taught_classification(dataset, *asked, text, text_template, max_length, window_stride)
+
+
+@Registry.register_pre_process("taught_generation")
+def taught_generation(
+    dataset: Dataset,
+    teacher: dict[str, Any] | None = None,
+    prompt_template: str | None = None,
+    labels: list[str] | None = None,
+    reasoning: str = "none",
+    answer_mark: str = ANSWER_MARK,
+    attempts: int = 3,
+    label: str | None = None,
+    prompt: str | None = None,
+    template: str | None = None,
+    reasoning_template: str | None = None,
+    max_length: int = 256,
+    packing: bool = False,
+    chat_template: bool = False,
+    **others: Any,
+) -> Unanswered:
+    """Rows that get their responses from a teacher, see `data.teaching.taught_generation`."""
+    from data import teaching
+
+    _refuse("taught_generation", taught_generation, others)
+    _check_rows("taught_generation", dataset)
+    asked = (teacher, prompt_template, labels, reasoning, answer_mark, attempts, label)
+    learned = (prompt, template, reasoning_template, max_length, packing, chat_template)
+    return teaching.taught_generation(dataset, *asked, *learned)
 
 
 def _refuse(name: str, component: Callable[..., Any], others: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def prepare_classification(
     text = text if text is not None else "text"
     names = _given_names(label_names, source)
     check_columns(dataset, [label, *([text] if text_template is None else [])], source)
-    texts = _texts(dataset, text, source) if text_template is None else _filled(dataset, text_template, source)
+    texts = _texts(dataset, text, source) if text_template is None else filled_template(dataset, text_template, source)
     if not isinstance(multi_label, bool):
         raise DataError(f"{source}: multi_label must be true or false, but is {multi_label!r}")
     if not isinstance(separator, str) or not separator:
@@ -169,14 +169,14 @@ def prepare_generation(
         given = [option for option, value in others.items() if value is not None]
         if given:
             raise DataError(f"{source}: text_template is for plain text and excludes {', '.join(given)}")
-        texts = _filled(dataset, text_template, source)
+        texts = filled_template(dataset, text_template, source)
         return GenerationData([""] * len(texts), texts, "{prompt}", max_length, packing, source)
     if prompt is not None and template is not None:
         raise DataError(f"{source}: give either prompt or template, but got {prompt!r} and {template!r}")
     prompt = prompt if prompt is not None else "prompt"
     response = response if response is not None else "response"
     check_columns(dataset, [response, *([prompt] if template is None else [])], source)
-    prompts = _texts(dataset, prompt, source) if template is None else _filled(dataset, template, source)
+    prompts = _texts(dataset, prompt, source) if template is None else filled_template(dataset, template, source)
     kept = "chat" if chat_template else (template or "{prompt}")
     data = GenerationData(prompts, _texts(dataset, response, source), kept, max_length, packing, source)
     return altered(data, dataset, prompt, template, augmentation)
@@ -223,7 +223,7 @@ def _texts(dataset: Dataset, column: str, source: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _filled(dataset: Dataset, template: str, source: str) -> list[str]:
+def filled_template(dataset: Dataset, template: str, source: str) -> list[str]:
     """The template filled for each row. Of several placeholders some may be blank (an optional input), but not all."""
     columns = placeholders(template)
     if not columns:

@@ -10,7 +10,7 @@ from evaluators import latency
 from evaluators.case_quality import SCORES as CASE_SCORES
 from evaluators.cases import read_cases
 from evaluators.constrained import answer_tokens
-from evaluators.quality import CLASSIFICATION, GENERATION, LOWER_IS_BETTER, STRUCTURED
+from evaluators.quality import CLASSIFICATION, GENERATION, LABEL, LOWER_IS_BETTER, STRUCTURED
 from runtime.errors import DataError, OlivalError, nearest
 
 # Olive's sub types of the type "accuracy" by the adapter's task, and the rows that they bring into the table
@@ -24,8 +24,8 @@ SCORES = {
     "generation": (*GENERATION, *CASE_SCORES["generation"]),
 }
 # what metric_options say of a "custom" metric, beside the adapter: tokens; texts that end an answer; file of a JSON
-# Schema; whether answers are held to it; file of cases
-ANSWERING = ("max_new_tokens", "stop", "schema", "constrained", "cases")
+# Schema; whether answers are held to it; file of cases; what stands before a written label
+ANSWERING = ("max_new_tokens", "stop", "schema", "constrained", "cases", "answer_mark")
 PERCENTILES = tuple(f"p{p}" for p in latency.TABLE_PERCENTILES)
 PHASES = {"first_token": "ttft", "output_token": "tpot", "classify": "classify"}
 F1_AVERAGES = ("macro", "weighted")  # of Olive's f1_score
@@ -134,6 +134,12 @@ def _answer_problems(where: str, metric: Any, options: dict[str, Any]) -> list[s
         problems.append(f"{where}.max_new_tokens: must be a whole number from 1, but got {tokens!r}")
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         problems.append(f"{where}.stop: must be a list of texts, but got {stop!r}")
+    if "answer_mark" in options:
+        mark = options["answer_mark"]
+        if not isinstance(mark, str) or not mark.strip():
+            problems.append(f"{where}.answer_mark: must be text, but got {mark!r}")
+        if not any(sub.name == LABEL for sub in metric.sub_types):
+            problems.append(f"{where}.answer_mark: none of the metric's scores uses it; that is {LABEL}")
     if "cases" in options:
         if not any(sub.name in CASES_OF_ALL for sub in metric.sub_types):
             problems.append(f"{where}.cases: none of the metric's scores uses it; those are {', '.join(CASES_OF_ALL)}")

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from data.examples import ClassificationData, GenerationData, MultiLabelData
+from data.teacher_answers import ANSWER_MARK, label_rights
 from evaluators.classification import classification_report
 from evaluators.constrained import SUFFIX
 from evaluators.intermediate_values import wanted as watched
-from evaluators.intervals import LEAST_ROWS, classification_intervals, mcnemar, mean_interval, paired_bootstrap
+from evaluators.intervals import (
+    LEAST_ROWS,
+    classification_intervals,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    proportion_interval,
+)
 from evaluators.measuring import Measuring
 from evaluators.multilabel_quality import chosen_labels, compare, multilabel_scores
 from evaluators.perplexity import RowScore
@@ -29,7 +37,9 @@ CLASSIFICATION = (
 LIKELIHOOD = ("perplexity", "bits_per_byte")
 OVERLAP = ("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")
 STRUCTURED = ("json_valid", "schema_valid", "json_exact", "fields_mean")
-GENERATION = (*LIKELIHOOD, *OVERLAP, *STRUCTURED)
+LABEL = "label_accuracy"
+WRITTEN = (*OVERLAP, *STRUCTURED, LABEL)  # of answers, which need a prompt
+GENERATION = (*LIKELIHOOD, *WRITTEN)
 LOWER_IS_BETTER = LIKELIHOOD
 MOST_FIELDS = 12  # rows of a table for the fields of answers; those of larger ones stand in the details alone
 
@@ -43,12 +53,14 @@ class AnswerOptions:
         stop: texts that end an answer.
         schema: JSON Schema of the answers, for the structured scores; None checks JSON alone.
         constrained: hold the answers of models that can be held to the schema; only packages can.
+        answer_mark: what stands before the label, for label_accuracy; see `data.teacher_answers.label_rights`.
     """
 
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
     constrained: bool = False
+    answer_mark: str = ANSWER_MARK
 
 
 @dataclass
@@ -60,11 +72,13 @@ class Quality:
         intervals: {score: {model name: (low, high)}}, bootstrap intervals that hold the score with 95 % confidence
             over the choice of rows; not every score has one.
         details: what does not fit into a table: scores of each class, the confusion matrix, fields, comparisons.
+        rights: {model name: whether the label of each row is found}, where there is one label a row.
     """
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    rights: dict[str, list[bool]] = field(default_factory=dict)
 
     def add(self, model: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> None:
         for score, value in scores.items():
@@ -91,6 +105,7 @@ def classification_quality(
     for name in names:
         labels = measuring.models[name].labels(adapter)
         predicted[name] = [labels[i] for i in logits[name].argmax(axis=-1)]
+        quality.rights[name] = [guess == label for guess, label in zip(predicted[name], data.labels, strict=True)]
         report = classification_report(data.labels, predicted[name], labels)
         intervals = classification_intervals(data.labels, predicted[name], labels) if len(data) >= LEAST_ROWS else {}
         quality.add(name, {s: report[s] for s in wanted}, {s: p for s, p in intervals.items() if s in wanted})
@@ -147,7 +162,7 @@ def generation_quality(
             (before, tokens), (after, _) = _columns(rows[first]), _columns(rows[second])
             if len(tokens) >= LEAST_ROWS:
                 quality.details["comparison"]["nats_per_token"] = paired_bootstrap(before, after, tokens)
-    written = [score for score in (*OVERLAP, *STRUCTURED) if score in wanted]
+    written = [score for score in WRITTEN if score in wanted]
     if not written:
         return quality
     if empty := [row + 1 for row, prompt in enumerate(data.prompts) if not prompt]:
@@ -169,7 +184,13 @@ def generation_quality(
                 shown += fields
             facts = {key: structured[key] for key in ("field_patterns", "fields", "problems")}
             quality.details.setdefault("structured", {})[column] = facts
-        quality.add(column, {s + (SUFFIX if options.constrained else ""): scores[s] for s in shown}, {})
+        suffix = SUFFIX if options.constrained else ""
+        if LABEL in wanted:
+            rights = quality.rights[column] = label_rights(data.responses, answers, options.answer_mark)
+            scores |= {LABEL: sum(rights) / len(rights)}
+            interval = proportion_interval(sum(rights), len(rights))
+            quality.intervals.setdefault(LABEL + suffix, {})[column] = interval
+        quality.add(column, {s + suffix: scores[s] for s in shown}, {})
         quality.details.setdefault("answers", {})[column] = answers
     return quality
 

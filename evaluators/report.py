@@ -93,6 +93,10 @@ def print_report(
             console.print(transfer_table(reports))
         if note := constrained_note(evaluation["quality"]):
             console.print(f"[dim]{note}[/dim]")
+        if evaluation.get("distillation"):
+            from evaluators.distillation import print_distillation
+
+            print_distillation(console, evaluation["distillation"])
         versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items() if version)
         console.print(f"[dim]{machine['cores']} cores, {machine['system']} {machine['processor']}; {versions}[/dim]")
     if written and (evaluation is not None or manifest is not None):

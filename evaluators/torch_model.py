@@ -38,13 +38,21 @@ class TorchModel:
 
     constrains = False  # `generate` takes no schema: transformers has no decoding under one
 
-    def __init__(self, base: Path, adapters: dict[str, Path], as_trained: bool = True) -> None:
+    def __init__(
+        self,
+        base: Path,
+        adapters: dict[str, Path],
+        as_trained: bool = True,
+        quantization: str | None = None,
+        compute_dtype: str = "float32",
+    ) -> None:
         """
         Args:
             base: folder of the base.
             adapters: {name: folder of the trained adapter}.
             as_trained: where all adapters were trained on the same deployed integers, the base has them as well;
-                otherwise, and in every other case, it is in float32.
+                otherwise, and in every other case, it is as the two below say.
+            quantization, compute_dtype: as in `passes.base_model.load_base`.
         """
         from peft import PeftModel
         from safetensors.torch import load_file
@@ -60,14 +68,14 @@ class TorchModel:
         self.info: dict[str, dict[str, Any]] = {
             name: json.loads((folder / "adapter.json").read_text(encoding="utf-8")) for name, folder in adapters.items()
         }
-        self.weights = "float32"  # of the base
+        self.weights = compute_dtype if quantization is None else quantization  # of the base
         if as_trained and (deployed := trained_on(self.info.values())):
             self.weights = "deployed"
             store = next(iter(adapters.values())).resolve().parent
             cache = store.parent if store.name == store_folder().name else cache_folder()
             self.model: Any = load_deployed(base, quantized_base(base, deployed, cache))
         else:
-            self.model = load_base(base)
+            self.model = load_base(base, quantization, compute_dtype)
         self.heads: dict[str, Any] = {}
         self.bottlenecks: dict[str, dict[str, Any]] = {}
         # taken before PEFT puts its own layers around them

@@ -25,6 +25,7 @@ of a run that was killed are kept in the cache, and the next run goes on from th
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from olive.evaluator.metric_result import MetricResult, SubMetricResult, joint_m
 from olive.evaluator.olive_evaluator import OliveEvaluator
 from olive.evaluator.registry import Registry
 
-from data.examples import load_data
+from data.examples import read_data
 from data.json_schema import read_schema
+from data.teacher_answers import ANSWER_MARK
+from data.teaching import Unanswered
 from evaluators.case_quality import CASES
 from evaluators.constrained import SUFFIX, answer_tokens
 from evaluators.continual import read_reports
+from evaluators.distillation import add_student, teacher_rights
 from evaluators.finished_parts import FinishedParts
 from evaluators.metric_check import (
     CASES_OF_ALL,
@@ -88,6 +92,7 @@ class WorkspaceEvaluator(OliveEvaluator):
             "sizes": [],
             "details": {},
             "continual": read_reports(subjects.folders),
+            "distillation": [],
         }
         results: dict[str, SubMetricResult] = {}
         parts = FinishedParts(evaluation_file().with_name("evaluation-parts"))
@@ -117,8 +122,11 @@ class WorkspaceEvaluator(OliveEvaluator):
         adapter = str(metric_adapter(metric, subjects.tasks, self.metric_options))
         sub_types = {score_of(sub): sub for sub in metric.sub_types}
         wanted = ROWS[subjects.tasks[adapter]] if metric.type == "accuracy" else list(sub_types)
-        options = answer_options(self.metric_options.get(metric.name, {}))
-        data = load_data(metric.data_config) if metric.data_config is not None else None
+        read = read_data(metric.data_config) if metric.data_config is not None else None
+        taught = read if isinstance(read, Unanswered) else None
+        data: Any = taught.truth if taught is not None else read
+        chosen = self.metric_options.get(metric.name, {})
+        options = answer_options({**({"answer_mark": taught.reading.mark} if taught is not None else {}), **chosen})
         details: dict[str, Any] = {"adapter": adapter}
         evaluation["details"][metric.name] = details
         rows = []
@@ -126,6 +134,9 @@ class WorkspaceEvaluator(OliveEvaluator):
             quality = adapter_quality(subjects, adapter, data, scores, options, parts)
             rows += quality_rows(adapter, quality)
             details |= quality.details
+            if taught is not None:
+                ask = partial(teacher_rights, taught, subjects)
+                add_student(evaluation["distillation"], taught, adapter, quality.rights, ask)
         if scores := [score for score in wanted if score in CASES_OF_ALL]:
             file = Path(self.metric_options.get(metric.name, {}).get("cases", CASES))
             quality = adapter_cases(subjects, adapter, file, data, options.max_new_tokens, parts)
@@ -171,7 +182,8 @@ def answer_options(options: dict[str, Any]) -> AnswerOptions:
     most = options.get("max_new_tokens", AnswerOptions.max_new_tokens)
     if constrained:
         most = answer_tokens(schema, options.get("max_new_tokens"))
-    return AnswerOptions(most, tuple(options.get("stop", ())), schema, constrained)
+    mark = options.get("answer_mark", ANSWER_MARK)
+    return AnswerOptions(most, tuple(options.get("stop", ())), schema, constrained, mark)
 
 
 def _measured(column: dict[str, Any]) -> Any:

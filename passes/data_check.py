@@ -8,15 +8,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data, row_number
+from data.examples import ClassificationData, GenerationData, MultiLabelData, read_data, row_number
 from data.replay import mixing_problems, with_earlier_labels
 from data.splits import find_duplicates
+from data.teaching import Unanswered
 from evaluators.metric_check import metric_adapter
-from evaluators.quality import OVERLAP, STRUCTURED
+from evaluators.quality import WRITTEN
 from passes.answer_room import room_problems
 from passes.base_model import context_length
 from passes.graph.checks import engine_of
 from passes.registration import task_of
+from passes.teaching.teacher_check import teacher_problems, weights_of
 from passes.training.early_stopping import metric_problems
 from passes.training.loss_choice import content_sha256, data_problems
 from passes.training.virtual_check import virtual_tokens
@@ -58,7 +60,7 @@ def check_data(
             data = loader.load(f"passes.{name}.{option}", config, task_of(step))
             if data is not None:
                 found[option] = data
-                digest.update(data.fingerprint.encode())
+                digest.update(loader.fingerprint(config).encode())
             if option != "train_data_config":
                 loader.problems += _altered_problems(f"passes.{name}.{option}", config, data)
         replayed = _replayed(name, step.config, loader, task_of(step))
@@ -101,6 +103,8 @@ def check_data(
                     "use a prompt `template` instead"
                 )
         loader.problems += _pair_problems(f"passes.{name}.validation_data_config", train, validation)
+        if not step.type.endswith("export") and isinstance(step.config.get("adapter_name"), str):
+            loader.trained.setdefault(step.config["adapter_name"], task_of(step))
     metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
     for metric in evaluator.metrics if evaluator is not None else []:
         adapter = metric_adapter(metric, tasks, metric_options) or ""
@@ -108,13 +112,14 @@ def check_data(
             where = f"evaluator.metrics.{metric.name}.data_config"
             data = loader.load(where, metric.data_config, tasks[adapter])
             loader.problems += _altered_problems(where, metric.data_config, data)
+            loader.problems += loader.untrue(where, metric.data_config)
             loader.problems += _label_problems(where, training_data.get(adapter), data)
             loader.problems += _length_problems(where, data, context, virtual.get(adapter, 0))
             if isinstance(data, GenerationData) and base is not None:
                 options = metric_options.get(metric.name, {})
                 found_problems = room_problems(options, data, base, context, virtual.get(adapter, 0))
                 loader.problems += [f"evaluator.metric_options.{metric.name}.{p}" for p in found_problems]
-            written = [str(sub.name) for sub in metric.sub_types if sub.name in (*OVERLAP, *STRUCTURED)]
+            written = [str(sub.name) for sub in metric.sub_types if sub.name in WRITTEN]
             if written and isinstance(data, GenerationData) and not all(data.prompts):
                 loader.problems.append(f"{where}: has rows without a prompt, so no answer for {', '.join(written)}")
     return list(dict.fromkeys(loader.problems))
@@ -125,20 +130,28 @@ class _Loader:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.loaded: dict[str, Data | None] = {}
+        self.loaded: dict[str, Data | Unanswered | None] = {}
+        self.examples: dict[str, Data | None] = {}
+        self.trained: dict[str, str] = {}  # {adapter name: task} of those that may be a teacher by now
 
     def load(self, where: str, config: Any, task: str) -> Data | None:
-        """The data, or None after noting the problem that they cannot be had or are for another task."""
-        content = _content(config)
-        key, name = json.dumps(content, sort_keys=True, default=str), content["name"]
+        """The data, or None after noting the problem that they cannot be had or are for another task.
+
+        Rows that a teacher answers come as they will be, but with other answers: here it is not asked.
+        """
+        key, name = _key(config), _content(config)["name"]
         if key not in self.loaded:
-            self.loaded[key] = None
+            self.loaded[key], self.examples[key] = None, None
             try:
-                self.loaded[key] = load_data(config)
+                read = read_data(config)
+                self.examples[key] = read.example() if isinstance(read, Unanswered) else read
+                self.loaded[key] = read
             except OlivalError as error:
                 lines = error.problems if isinstance(error, ConfigError) else [str(error)]
                 self.problems += [f"data_configs.{name}: {p.removeprefix(f'data config {name!r}: ')}" for p in lines]
-        data = self.loaded[key]
+        asked, data = self.loaded[key], self.examples[key]
+        if isinstance(asked, Unanswered):
+            self.problems += [f"data_configs.{name}: {problem}" for problem in teacher_problems(asked, self.trained)]
         kind = "classification" if isinstance(data, ClassificationData) else "generation"
         if data is not None and kind != task:
             self.problems.append(
@@ -146,6 +159,27 @@ class _Loader:
             )
             return None
         return data
+
+    def fingerprint(self, config: Any) -> str:
+        """Of data that are loaded: of their content, and of whom and what a teacher is asked."""
+        read = self.loaded[_key(config)]
+        if isinstance(read, Unanswered):
+            return read.fingerprint + weights_of(read.teacher)
+        return read.fingerprint if read is not None else ""
+
+    def untrue(self, where: str, config: Any) -> list[str]:
+        """The problem that the rows of a metric would have a teacher's labels."""
+        read = self.loaded[_key(config)]
+        if not isinstance(read, Unanswered) or read.truth is not None:
+            return []
+        name = _content(config)["name"]
+        return [
+            f"{where}: '{name}' is answered by a teacher, but scores need true labels: name their column in its `label`"
+        ]
+
+
+def _key(config: Any) -> str:
+    return json.dumps(_content(config), sort_keys=True, default=str)
 
 
 def _replayed(name: str, config: dict[str, Any], loader: _Loader, task: str) -> list[Data]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.base_model import quieten_transformers
+from passes.teaching.ahead import ask_ahead
 from passes.workflow_check import cache_dir, check_workflow
 from runtime.atomic_folder import recover_folder, replace_folder
 from runtime.errors import ConfigError, OlivalError
@@ -43,6 +44,7 @@ def _run(run_engine: Callable[[Any, Any], Any], package_config: Any, run_config:
         workflow = _workflow_file()
         raise ConfigError([f"{workflow}: {p}" if workflow else p for p in problems])
     engine = run_config.engine
+    ask_ahead(run_config, cache_dir(engine))
     output = Path(engine.output_dir)
     staging = output.with_name(f"{output.name.replace('.', '_')}-unfinished")  # a dot would make Olive see a file
     recover_folder(output)

@@ -6,12 +6,14 @@ import copy
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, MultiLabelData, load_data
+from data.examples import ClassificationData, GenerationData, MultiLabelData
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
+from passes.teaching.asking import load_taught
 from passes.training.continual import continued_data, earlier_folder
 from passes.training.head_settings import HeadSettings
 from passes.training.processes import launch_settings
@@ -41,12 +43,13 @@ def run_adapter_pass(
     """
     settings = AdapterSettings.from_config(config)
     base = local_folder(model.model_name_or_path)
-    own_data = train_data = _load(config.train_data_config, task)
     earlier = dict((model.model_attributes or {}).get(ATTRIBUTE, {}))
+    load = partial(_load, task=task, base=base, trained={name: Path(folder) for name, folder in earlier.items()})
+    own_data = train_data = load(config.train_data_config)
     start = earlier_folder(config.continues, earlier) if config.continues is not None else None
     if start is not None:
-        train_data = continued_data(own_data, start, config.replay, lambda config: _load(config, task))
-    validation_data = _load(config.validation_data_config, task) if config.validation_data_config else None
+        train_data = continued_data(own_data, start, config.replay, load)
+    validation_data = load(config.validation_data_config) if config.validation_data_config else None
     key = adapter_key(
         {
             "base": base_fingerprint(base),
@@ -127,8 +130,10 @@ def _add_baselines(
     write_text(file, shared.read_text(encoding="utf-8"))
 
 
-def _load(data_config: Any, task: type[ClassificationData] | type[GenerationData]) -> Any:
-    data = load_data(data_config)
+def _load(
+    data_config: Any, task: type[ClassificationData] | type[GenerationData], base: Path, trained: dict[str, Path]
+) -> Any:
+    data = load_taught(data_config, base, trained)
     if not isinstance(data, task):
         kind = {ClassificationData: "classification", GenerationData: "generation"}[task]
         name = data_config["name"] if isinstance(data_config, dict) else data_config.name
