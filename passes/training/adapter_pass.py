@@ -87,7 +87,7 @@ def run_adapter_pass(
         from passes.training.continual_report import add_report
 
         stages = {stage["adapter"]: stage["validation_data"] for stage in config.stages or []}
-        held_out = {name: _load(data, task) if data else None for name, data in stages.items()}
+        held_out = {name: load(data) if data else None for name, data in stages.items()}
         folders = {name: Path(earlier[name]) for name in stages} | {settings.adapter_name: folder}
         add_report(folder, base, folders, {**held_out, settings.adapter_name: validation_data}, config.replay)
     output = copy.deepcopy(model)
