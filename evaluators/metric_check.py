@@ -28,7 +28,6 @@ SCORES = {
 ANSWERING = ("max_new_tokens", "stop", "schema", "constrained", "cases", "answer_mark")
 PERCENTILES = tuple(f"p{p}" for p in latency.TABLE_PERCENTILES)
 PHASES = {"first_token": "ttft", "output_token": "tpot", "classify": "classify"}
-F1_AVERAGES = ("macro", "weighted")  # of Olive's f1_score
 LATENCY_OPTIONS = {"prompt_tokens": 32, "new_tokens": 32}
 
 
@@ -51,22 +50,7 @@ def check_metrics(evaluator: Any, tasks: dict[str, str]) -> list[str]:
     problems = [
         f"evaluator.{key}: unknown option; {nearest(key, ['metric_options', 'metrics'])}" for key in sorted(unknown)
     ]
-    problems += [p for metric in evaluator.metrics for sub in metric.sub_types for p in _average_problems(metric, sub)]
     return problems + metric_problems(evaluator.metrics, tasks, options.get("metric_options") or {})
-
-
-def _average_problems(metric: Any, sub: Any) -> list[str]:
-    """Of an f1_score whose average the workflow itself says; Olive fills in one that is not meant."""
-    said = sub.metric_config.model_fields_set if sub.metric_config is not None else set()
-    if sub.name != "f1_score" or "average" not in said or len(said) == len(type(sub.metric_config).model_fields):
-        return []
-    if (average := sub.metric_config.average) in F1_AVERAGES:
-        return []
-    where = f"evaluator.metrics.{metric.name}.sub_types.f1_score.metric_config.average"
-    return [
-        f"{where}: must be {' or '.join(F1_AVERAGES)}, but got {average!r}; f1_micro is a score of metrics of type "
-        "'custom'"
-    ]
 
 
 def metric_problems(metrics: list[Any], tasks: dict[str, str], metric_options: dict[str, dict[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from data.examples import GenerationData, load_data
 from data.structured import ordered
-from runtime.errors import DataError
+from runtime.errors import DataError, OlivalError
 from runtime.prompts import fill
 
 SCHEMA = {
@@ -108,7 +108,7 @@ def test_chat_template() -> None:
 )
 def test_wrong_options(options: dict[str, Any], problems: list[str]) -> None:
     Path("bad.json").write_text('{"properties": {"a": {"type": "strng"}}}', encoding="utf-8")
-    with pytest.raises(DataError) as error:
+    with pytest.raises(OlivalError) as error:
         load(**options)
     assert "data config 'news'" in str(error.value)
     assert [problem for problem in problems if problem not in str(error.value)] == []

@@ -437,18 +437,6 @@ def test_an_unknown_option_hides_no_wrong_value(tiny_workflow: Workflow) -> None
     ]  # fmt: skip
 
 
-def test_an_average_that_is_not_measured(tiny_workflow: Workflow) -> None:
-    """Olive's own default is not an average that the workflow asks for."""
-    (metric,) = [m for m in tiny_workflow["evaluators"]["all"]["metrics"] if m["name"] == "mood"]
-    metric["sub_types"] = [{"name": "f1_score", "priority": 1}]
-    assert problems(tiny_workflow) == []
-    metric["sub_types"] = [{"name": "f1_score", "priority": 1, "metric_config": {"average": "micro"}}]
-    assert problems(tiny_workflow) == [
-        "evaluator.metrics.mood.sub_types.f1_score.metric_config.average: must be macro or weighted, but got 'micro'; "
-        "f1_micro is a score of metrics of type 'custom'"
-    ]
-
-
 def test_all_mistakes_come_at_once(tiny_workflow: Workflow, tmp_path: Path) -> None:
     """From every part of a workflow: options, names, data, metrics, output."""
     step(tiny_workflow, "mood", rnk=4)
