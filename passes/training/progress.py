@@ -84,5 +84,5 @@ class ProgressBar(TrainerCallback):
 def _validation(args: TrainingArguments, metrics: Mapping[str, float]) -> dict[str, float]:
     """What of a validation's metrics is shown: the usual ones, and the one that decides which weights are the best."""
     deciding = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-    labels = {deciding: deciding.removeprefix("eval_"), **VALIDATION}
+    labels = {**VALIDATION, deciding: VALIDATION.get(deciding, deciding.removeprefix("eval_"))}
     return {label: metrics[key] for key, label in labels.items() if key in metrics}

@@ -73,6 +73,7 @@ def test_ratios_are_within_a_round() -> None:
     assert "| spam | 1.0 | 9 | 6.5 | 2 to 4 of 4 | > 6.5 (6.0 to 7.0) | > 3.2 (3.0 to 3.5) |" in table
 
 
+@pytest.mark.slow
 def test_one_pair_is_trained(tmp_path: Path, tiny_llama_path: Path) -> None:
     """Stock Olive's sequences have 1,024 tokens, and it is stopped after a step that takes too long."""
     texts = [f"Nobody in the village had seen the blue boat number {i} again." for i in range(120)]

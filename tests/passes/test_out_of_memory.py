@@ -83,7 +83,7 @@ print(json.dumps([peak_rss_bytes() - before, trained]))
 @pytest.mark.parametrize(
     ("kind", "batch", "length", "learned", "checkpointing", "dropout"),
     [
-        ("llama", 16, 256, 40, False, 0.0),
+        pytest.param("llama", 16, 256, 40, False, 0.0, marks=pytest.mark.slow),
         ("gpt2", 8, 256, 256, False, 0.1),
         pytest.param("llama", 16, 256, 40, True, 0.0, marks=pytest.mark.slow),
         pytest.param("llama", 8, 256, 256, False, 0.1, marks=pytest.mark.slow),

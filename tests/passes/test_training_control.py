@@ -125,7 +125,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(
     assert curve(resumed) == curve(undisturbed)
 
 
-@pytest.mark.parametrize("optimizer", ["paged_adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("optimizer", ["paged_adamw_8bit", pytest.param("paged_adamw_32bit", marks=pytest.mark.slow)])
 def test_paged_optimizers_run_without_a_gpu(
     tmp_path: Path, tiny_llama_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
@@ -169,7 +169,9 @@ def test_a_killed_training_goes_on(tmp_path: Path, tiny_llama_path: Path) -> Non
     assert not list(folder.rglob("checkpoint*"))
 
 
-@pytest.mark.parametrize("left", ["", '{"epoch": 1.'], ids=["nothing", "half a file"])
+@pytest.mark.parametrize(
+    "left", [pytest.param("", marks=pytest.mark.slow), '{"epoch": 1.'], ids=["nothing", "half a file"]
+)
 def test_a_half_written_checkpoint_is_passed_over(
     tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
@@ -222,8 +224,15 @@ def test_the_best_weights_are_taken(tmp_path: Path, tiny_llama_path: Path, monke
     assert weights(tmp_path / "stopped") == weights(tmp_path / "three")
 
 
-@pytest.mark.parametrize("rhythm", [{}, {"eval_strategy": "steps", "eval_steps": 3}], ids=["epochs", "steps"])
-@pytest.mark.parametrize("where", ["in the epoch before", "before its end"])
+@pytest.mark.parametrize(
+    ("where", "rhythm"),
+    [
+        ("before its end", {"eval_strategy": "steps", "eval_steps": 3}),
+        pytest.param("before its end", {}, marks=pytest.mark.slow),
+        pytest.param("in the epoch before", {"eval_strategy": "steps", "eval_steps": 3}, marks=pytest.mark.slow),
+        ("in the epoch before", {}),
+    ],
+)
 def test_a_killed_training_stops_early_where_it_would_have(
     tmp_path: Path, tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, rhythm: dict[str, Any]
 ) -> None:
@@ -247,7 +256,7 @@ def test_a_killed_training_stops_early_where_it_would_have(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("metric", ["perplexity", "loss"])
+@pytest.mark.parametrize("metric", ["perplexity", pytest.param("loss", marks=pytest.mark.slow)])
 def test_lower_is_better_for_losses(tmp_path: Path, tiny_llama_path: Path, metric: str) -> None:
     chosen = AdapterSettings("test", rank=4, training_args=TRAINING, early_stopping={"metric": metric, "patience": 1})
     record = run(tmp_path / "adapter", tiny_llama_path, "generation", chosen)
@@ -370,8 +379,8 @@ def test_the_line_of_a_training_that_stopped(capsys: pytest.CaptureFixture[str])
     vars(state).update(global_step=30, best_global_step=20, log_history=validations)
     bar.on_train_end(args, state, None)
     assert capsys.readouterr().err == (
-        "train spam: stopped after 30 of 90 steps, weights of step 20, f1_macro 0.650, validation loss 0.200, "
-        "accuracy 0.750\n"
+        "train spam: stopped after 30 of 90 steps, weights of step 20, validation loss 0.200, accuracy 0.750, "
+        "f1_macro 0.650\n"
     )
     bar.on_train_begin(args, state, None)
     assert capsys.readouterr().err == "train spam: goes on from step 30\n"

@@ -112,7 +112,9 @@ def _shares(name: str) -> dict[str, dict[str, float]]:
             if not_assessed(found, o) is None}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "200 trials" else []) for name in CASES]
+)
 def test_the_page_stands_alone(name: str) -> None:
     """No script, nothing from outside, links only to trials' folders, ids that are unique, references that lead."""
     page = Elements(report(name))
