@@ -81,6 +81,8 @@ def run_adapter_pass(
     if reused:
         print(f"train {settings.adapter_name}: unchanged, kept from an earlier run", file=sys.stderr)
         report({"stage": "training", "adapter": settings.adapter_name, "cached": True})
+    else:
+        print(f"train {settings.adapter_name}: adapter, curves and log are in {folder}", file=sys.stderr)
     if baselines and validation_data is not None and not isinstance(own_data, MultiLabelData):
         _add_baselines(folder, base, own_data, validation_data)
     if start is not None:

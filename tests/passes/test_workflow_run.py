@@ -332,8 +332,10 @@ def test_only_what_changed_is_trained_again(finished: Finished, monkeypatch: pyt
     write_mood_csv(olive.folder / "tone.csv", [*mood_data().texts[:-1], "Something else."])
     code, stdout, stderr = olive.run(content)
     assert code == 0 and f"Written to {olive.out}" in stdout
-    trained = [line.split(",")[0] for line in stderr.splitlines() if line.startswith("train ")]
-    assert trained == ["train mood: 3 steps", "train story: unchanged", "train tone: 3 steps"]
+    told = [line.split(",")[0] for line in stderr.splitlines() if line.startswith("train ")]
+    assert told == [
+        "train mood: 3 steps", "train mood: adapter", "train story: unchanged", "train tone: 3 steps", "train tone: adapter"
+    ]  # fmt: skip
     after = olive.adapters()
     assert after["story"] == before["story"]
     assert after["mood"][0] != before["mood"][0] and after["tone"][0] != before["tone"][0]
