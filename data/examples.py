@@ -218,6 +218,12 @@ def read_data(data_config: DataConfig | dict[str, Any]) -> ClassificationData | 
     return result
 
 
+def config_content(data_config: Any) -> dict[str, Any]:
+    """Of Olive's DataConfig, or of the dict of one."""
+    content: dict[str, Any] = data_config if isinstance(data_config, dict) else data_config.model_dump(mode="json")
+    return content
+
+
 def _parse(data_config: dict[str, Any]) -> DataConfig:
     from olive.data.config import DataConfig
     from olive.data.registry import Registry

@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"default: {AnswerOptions.max_new_tokens}, with --constrained what --schema permits",
     )
+    rows.add_argument(
+        "--answer-mark", default=AnswerOptions.answer_mark, metavar="TEXT", help="what stands before a written label"
+    )
     rows.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; repeatable")
     rows.add_argument("--base", type=Path, metavar="FOLDER", help="the base in PyTorch, to compare with")
     rows.add_argument(

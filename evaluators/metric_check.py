@@ -136,7 +136,7 @@ def _answer_problems(where: str, metric: Any, options: dict[str, Any]) -> list[s
     if not isinstance(constrained, bool):
         problems.append(f"{where}.constrained: must be true or false, but got {constrained!r}")
     if "schema" in options:
-        if not structured:
+        if not structured and constrained is not True:
             problems.append(f"{where}.schema: none of the metric's scores uses it; those are {', '.join(STRUCTURED)}")
         try:
             schema = read_schema(Path(str(options["schema"])))

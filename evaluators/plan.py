@@ -113,7 +113,7 @@ def read_plan(options: argparse.Namespace) -> Plan:
     problems += _output_problems(output)
     if problems:
         raise ConfigError(problems)
-    answers = AnswerOptions(most, tuple(options.stop), schema, options.constrained)
+    answers = AnswerOptions(most, tuple(options.stop), schema, options.constrained, options.answer_mark)
     tasks = options.tasks.split(",") if options.tasks else []
     return Plan(
         options.package, manifest, output, options.adapter, options.batch_size, options.execution_provider,

@@ -130,6 +130,11 @@ def _evaluate(expected: Sequence[Any], answers: Sequence[str], schema: Any) -> t
     return values, table, problems
 
 
+def check_expected(expected: Sequence[Any], schema: Any = None) -> None:
+    """Raises DataError as `structured_scores` does where expected values are no JSON or do not fit the schema."""
+    _expected_values(expected, None if schema is None else schema_validator(schema))
+
+
 def _expected_values(expected: Sequence[Any], validator: Any) -> list[Any]:
     values, problems = [], []
     for row, given in enumerate(expected):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.examples import config_content
 from passes.registration import task_of
 from passes.training.methods import chosen_method
 from passes.training.settings import AdapterSettings
@@ -25,7 +26,7 @@ def fill_continual(ours: list[tuple[str, Any]], data_configs: Sequence[Any]) -> 
         ours: (name, Olive's pass configuration) of this workspace's passes.
         data_configs: Olive's, of the workflow.
     """
-    named = {config.name: _content(config) for config in data_configs}
+    named = {config.name: config_content(config) for config in data_configs}
     trainings = {s.config["adapter_name"]: (n, s) for n, s in reversed(ours) if isinstance(_name(s), str)}
     before: dict[str, Any] = {}
     problems = []
@@ -43,6 +44,19 @@ def fill_continual(ours: list[tuple[str, Any]], data_configs: Sequence[Any]) -> 
         if isinstance(_name(step), str):
             before.setdefault(step.config["adapter_name"], step)
     return problems
+
+
+def replayed_configs(config: Mapping[str, Any]) -> list[Any]:
+    """Data configs of a pass's replay, as `fill_continual` leaves them; without those that are wrong."""
+    replay = config.get("replay")
+    given = replay.get("data_configs") if isinstance(replay, dict) else None
+    return [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+
+
+def stage_configs(config: Mapping[str, Any]) -> list[Any]:
+    """Held-out data configs of the adapters that a pass goes on from: its report depends on them."""
+    found = [stage["validation_data"] for stage in config.get("stages") or []]
+    return [one for one in found if one is not None]
 
 
 def _problems(continues: str, step: Any, before: Mapping[str, Any], trainings: Mapping[str, Any]) -> list[str]:
@@ -91,12 +105,16 @@ def _fill_replay(name: str, step: Any, chain: Sequence[Any], named: Mapping[str,
         return []
     given, problems, configs = replay.get("data_configs"), [], []
     if given is None:
-        configs = [_content(s.config["train_data_config"]) for s in chain if not _unresolved(s, "train_data_config")]
+        configs = [
+            config_content(s.config["train_data_config"]) for s in chain if not _unresolved(s, "train_data_config")
+        ]
     elif not isinstance(given, list):
         return []  # `problems` of the pass has said it
     for config in given or []:
-        if isinstance(config, str) and config not in named:
-            where = f"passes.{name}.replay.data_configs"
+        where = f"passes.{name}.replay.data_configs"
+        if not isinstance(config, str) and not (isinstance(config, dict) and isinstance(config.get("name"), str)):
+            problems.append(f"{where}: must be names from data_configs, but one is {config!r}")
+        elif isinstance(config, str) and config not in named:
             problems.append(f"{where}: there is no data config '{config}'; {nearest(config, named)}")
         else:
             configs.append(named[config] if isinstance(config, str) else config)
@@ -105,17 +123,14 @@ def _fill_replay(name: str, step: Any, chain: Sequence[Any], named: Mapping[str,
 
 
 def _validation(step: Any) -> dict[str, Any] | None:
-    return None if _unresolved(step, "validation_data_config") else _content(step.config["validation_data_config"])
+    return (
+        None if _unresolved(step, "validation_data_config") else config_content(step.config["validation_data_config"])
+    )
 
 
 def _unresolved(step: Any, option: str) -> bool:
     """Whether a step has no such data, or a name that Olive did not know."""
     return step.config.get(option) is None or isinstance(step.config[option], str)
-
-
-def _content(config: Any) -> dict[str, Any]:
-    content: dict[str, Any] = config if isinstance(config, dict) else config.model_dump(mode="json")
-    return content
 
 
 def _name(step: Any) -> Any:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, MultiLabelData, read_data, row_number
+from data.examples import ClassificationData, GenerationData, MultiLabelData, config_content, read_data, row_number
+from data.json_schema import read_schema
 from data.replay import mixing_problems, with_earlier_labels
 from data.splits import find_duplicates
 from data.teaching import Unanswered
 from evaluators.metric_check import metric_adapter
-from evaluators.quality import WRITTEN
+from evaluators.quality import STRUCTURED, WRITTEN
+from evaluators.structured import check_expected
 from passes.answer_room import room_problems
 from passes.base_model import context_length
+from passes.continual_check import replayed_configs, stage_configs
 from passes.graph.checks import engine_of
 from passes.registration import task_of
 from passes.teaching.teacher_check import teacher_problems, weights_of
 from passes.training.early_stopping import metric_problems
 from passes.training.loss_choice import content_sha256, data_problems
 from passes.training.virtual_check import virtual_tokens
-from runtime.errors import ConfigError, OlivalError
+from runtime.errors import ConfigError, DataError, OlivalError
 from runtime.prompts import check_template
 from runtime.virtual_tokens import room_problem
 
@@ -63,9 +67,11 @@ def check_data(
                 digest.update(loader.fingerprint(config).encode())
             if option != "train_data_config":
                 loader.problems += _altered_problems(f"passes.{name}.{option}", config, data)
-        replayed = _replayed(name, step.config, loader, task_of(step))
-        for data in (*replayed, *_stage_data(name, step.config, loader, task_of(step))):
-            digest.update(data.fingerprint.encode())
+        replay, stages = replayed_configs(step.config), stage_configs(step.config)
+        replayed = loader.load_all(f"passes.{name}.replay.data_configs", replay, task_of(step))
+        loader.load_all(f"passes.{name}.continues", stages, task_of(step))
+        for config in (*replay, *stages):
+            digest.update(loader.fingerprint(config).encode())
         loss = step.config.get("loss")
         digest.update(content_sha256(loss).encode())
         step.config["fingerprint"] = digest.hexdigest()
@@ -119,6 +125,7 @@ def check_data(
                 options = metric_options.get(metric.name, {})
                 found_problems = room_problems(options, data, base, context, virtual.get(adapter, 0))
                 loader.problems += [f"evaluator.metric_options.{metric.name}.{p}" for p in found_problems]
+                loader.problems += loader.unstructured(where, metric, options.get("schema"))
             written = [str(sub.name) for sub in metric.sub_types if sub.name in WRITTEN]
             if written and isinstance(data, GenerationData) and not all(data.prompts):
                 loader.problems.append(f"{where}: has rows without a prompt, so no answer for {', '.join(written)}")
@@ -139,7 +146,7 @@ class _Loader:
 
         Rows that a teacher answers come as they will be, but with other answers: here it is not asked.
         """
-        key, name = _key(config), _content(config)["name"]
+        key, name = _key(config), config_content(config)["name"]
         if key not in self.loaded:
             self.loaded[key], self.examples[key] = None, None
             try:
@@ -154,11 +161,16 @@ class _Loader:
             self.problems += [f"data_configs.{name}: {problem}" for problem in teacher_problems(asked, self.trained)]
         kind = "classification" if isinstance(data, ClassificationData) else "generation"
         if data is not None and kind != task:
+            own = (config_content(config).get("pre_process_data_config") or {}).get("type")
             self.problems.append(
-                f"{where}: '{name}' has pre_process_data_config.type '{kind}', but data for {task} are needed"
+                f"{where}: '{name}' has pre_process_data_config.type '{own}', but data for {task} are needed"
             )
             return None
         return data
+
+    def load_all(self, where: str, configs: Iterable[Any], task: str) -> list[Data]:
+        """Those of the data that can be had."""
+        return [data for config in configs if (data := self.load(where, config, task)) is not None]
 
     def fingerprint(self, config: Any) -> str:
         """Of data that are loaded: of their content, and of whom and what a teacher is asked."""
@@ -167,35 +179,34 @@ class _Loader:
             return read.fingerprint + weights_of(read.teacher)
         return read.fingerprint if read is not None else ""
 
+    def unstructured(self, where: str, metric: Any, schema: Any) -> list[str]:
+        """What is wrong with expected answers that are to be JSON, and to keep a schema."""
+        read = self.loaded[_key(metric.data_config)]
+        if not isinstance(read, GenerationData) or not any(sub.name in STRUCTURED for sub in metric.sub_types):
+            return []
+        try:
+            rules = read_schema(Path(schema)) if isinstance(schema, str) else None
+        except DataError:  # the check of metrics has said it
+            return []
+        try:
+            check_expected(read.responses, rules)
+        except DataError as error:
+            return [f"{where}: {read.source}: {line}" for line in str(error).splitlines()]
+        return []
+
     def untrue(self, where: str, config: Any) -> list[str]:
         """The problem that the rows of a metric would have a teacher's labels."""
         read = self.loaded[_key(config)]
         if not isinstance(read, Unanswered) or read.truth is not None:
             return []
-        name = _content(config)["name"]
+        name = config_content(config)["name"]
         return [
             f"{where}: '{name}' is answered by a teacher, but scores need true labels: name their column in its `label`"
         ]
 
 
 def _key(config: Any) -> str:
-    return json.dumps(_content(config), sort_keys=True, default=str)
-
-
-def _replayed(name: str, config: dict[str, Any], loader: _Loader, task: str) -> list[Data]:
-    """Earlier training data of which a pass sees rows again; see `passes.continual_check`."""
-    replay = config.get("replay")
-    configs = replay.get("data_configs") if isinstance(replay, dict) else None
-    where = f"passes.{name}.replay.data_configs"
-    found = [loader.load(where, c, task) for c in configs or [] if isinstance(c, dict)]
-    return [data for data in found if data is not None]
-
-
-def _stage_data(name: str, config: dict[str, Any], loader: _Loader, task: str) -> list[Data]:
-    """Held-out data of the adapters that a pass goes on from: its report depends on them."""
-    stages = [stage["validation_data"] for stage in config.get("stages") or []]
-    found = [loader.load(f"passes.{name}.continues", data, task) for data in stages if data is not None]
-    return [data for data in found if data is not None]
+    return json.dumps(config_content(config), sort_keys=True, default=str)
 
 
 def _unknown_labels(where: str, train: Data, earlier: Data | None, replayed: Data) -> list[str]:
@@ -205,17 +216,11 @@ def _unknown_labels(where: str, train: Data, earlier: Data | None, replayed: Dat
     return _label_problems(where, with_earlier_labels(train, earlier.label_names), replayed)
 
 
-def _content(config: Any) -> dict[str, Any]:
-    """Of a data config that is Olive's DataConfig or the dict of one."""
-    content: dict[str, Any] = config if isinstance(config, dict) else config.model_dump(mode="json")
-    return content
-
-
 def _altered_problems(where: str, config: Any, data: Data | None) -> list[str]:
     """Held-out rows that are augmented or balanced."""
     if data is None or not data.row_numbers:
         return []
-    name = _content(config)["name"]
+    name = config_content(config)["name"]
     return [
         f"{where}: '{name}' has augmentation or balance, which are for training; held-out rows must be those that will "
         "come, so name a data config without them"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from data.examples import read_data
+from data.examples import config_content, read_data
 from data.teaching import Unanswered
+from passes.continual_check import replayed_configs, stage_configs
 from passes.teaching.asking import lessons
 
 
@@ -18,16 +20,17 @@ def ask_ahead(run_config: Any, cache: Path) -> None:
     Raises OlivalError as `passes.teaching.asking.lessons` does; DataError where no answer can be read.
     """
     steps = [step for steps in run_config.passes.values() for step in steps]
-    configs = [
-        value for step in steps for option, value in (step.config or {}).items() if option.endswith("data_config")
-    ]
+    configs = []
+    for step in steps:
+        options = step.config or {}
+        configs += [value for option, value in options.items() if option.endswith("data_config")]
+        configs += [*replayed_configs(options), *stage_configs(options)]
     evaluator = run_config.engine.evaluator
     configs += [metric.data_config for metric in evaluator.metrics] if evaluator is not None else []
     base = Path(str(run_config.input_model.config.get("model_path", "")))
-    for config in configs:
-        if not _has_teacher(config):
-            continue
-        rows = read_data(config)
+    taught = [config_content(config) for config in configs if _has_teacher(config)]
+    for content in {json.dumps(content, sort_keys=True, default=str): content for content in taught}.values():
+        rows = read_data(content)
         if isinstance(rows, Unanswered) and rows.teacher.adapter is None:
             found = lessons(rows, base, {}, cache)
             if rows.truth is None:
@@ -38,6 +41,5 @@ def _has_teacher(config: Any) -> bool:
     """Whether a data config, an Olive DataConfig or the dict of one, names a teacher: others need not be read here."""
     if config is None or isinstance(config, str):
         return False
-    content = config if isinstance(config, dict) else config.model_dump(mode="json")
-    step = content.get("pre_process_data_config") or {}
+    step = config_content(config).get("pre_process_data_config") or {}
     return str(step.get("type", "")).startswith("taught_")

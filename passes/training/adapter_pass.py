@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.examples import ClassificationData, GenerationData, MultiLabelData
+from data.examples import ClassificationData, GenerationData, MultiLabelData, config_content
 from evaluators.intermediate_values import report
 from passes.base_model import local_folder
 from passes.teaching.asking import load_taught
@@ -138,7 +138,7 @@ def _load(
     data = load_taught(data_config, base, trained)
     if not isinstance(data, task):
         kind = {ClassificationData: "classification", GenerationData: "generation"}[task]
-        name = data_config["name"] if isinstance(data_config, dict) else data_config.name
+        name = config_content(data_config)["name"]
         raise DataError(
             f"data_configs.{name}: this pass takes data with pre_process_data_config.type '{kind}', "
             f"but got {type(data).__name__}"

@@ -437,6 +437,40 @@ def test_an_unknown_option_hides_no_wrong_value(tiny_workflow: Workflow) -> None
     ]  # fmt: skip
 
 
+def test_expected_answers_that_are_no_json(tiny_workflow: Workflow, tmp_path: Path) -> None:
+    """Said before a run, where a score wants JSON; the file of the schema is checked with the metric."""
+    metric = {
+        "name": "json", "type": "custom", "data_config": "story_train", "sub_types": [{"name": "json_valid"}],
+    }  # fmt: skip
+    evaluator = tiny_workflow["evaluators"]["all"]
+    evaluator["metrics"].append(metric)
+    evaluator["metric_options"]["json"] = {"adapter": "story", "max_new_tokens": 4}
+    found = problems(tiny_workflow)
+    assert found and all(
+        line.startswith("evaluator.metrics.json.data_config: story.jsonl: expected[") and "no JSON" in line
+        for line in found
+    )
+
+
+def test_replayed_data_are_names(tiny_workflow: Workflow) -> None:
+    again = {**tiny_workflow["passes"]["mood"], "adapter_name": "again", "continues": "mood"}
+    passes = tiny_workflow["passes"]
+    tiny_workflow["passes"] = {
+        "mood": passes["mood"],
+        "again": again,
+        "story": passes["story"],
+        "export": passes["export"],
+    }
+    again["replay"] = {"data_configs": [{}, 5, "mood_trian"]}
+    where = "passes.again.replay.data_configs"
+    assert problems(tiny_workflow) == [
+        f"{where}: must be names from data_configs, but one is {{}}",
+        f"{where}: must be names from data_configs, but one is 5",
+        f"{where}: there is no data config 'mood_trian'; did you mean 'mood_train'? "
+        "Valid: mood_train, mood_validation, story_train",
+    ]
+
+
 def test_all_mistakes_come_at_once(tiny_workflow: Workflow, tmp_path: Path) -> None:
     """From every part of a workflow: options, names, data, metrics, output."""
     step(tiny_workflow, "mood", rnk=4)

@@ -334,7 +334,8 @@ def test_only_what_changed_is_trained_again(finished: Finished, monkeypatch: pyt
     assert code == 0 and f"Written to {olive.out}" in stdout
     told = [line.split(",")[0] for line in stderr.splitlines() if line.startswith("train ")]
     assert told == [
-        "train mood: 3 steps", "train mood: adapter", "train story: unchanged", "train tone: 3 steps", "train tone: adapter"
+        "train mood: 3 steps", "train mood: adapter", "train story: unchanged", "train tone: 3 steps",
+        "train tone: adapter",
     ]  # fmt: skip
     after = olive.adapters()
     assert after["story"] == before["story"]
