@@ -110,10 +110,16 @@ def _fill_replay(name: str, step: Any, chain: Sequence[Any], named: Mapping[str,
         ]
     elif not isinstance(given, list):
         return []  # `problems` of the pass has said it
+    held_out = {stage["name"] for s in chain if (stage := _validation(s)) is not None}
+    own = config_content(step.config["train_data_config"]) if not _unresolved(step, "train_data_config") else {}
     for config in given or []:
         where = f"passes.{name}.replay.data_configs"
         if not isinstance(config, str) and not (isinstance(config, dict) and isinstance(config.get("name"), str)):
             problems.append(f"{where}: must be names from data_configs, but one is {config!r}")
+        elif (config if isinstance(config, str) else config["name"]) in held_out:
+            problems.append(f"{where}: '{config}' is what an earlier adapter is scored on; name its training data")
+        elif config == own.get("name"):
+            problems.append(f"{where}: '{config}' is what this pass learns anyway; name earlier training data")
         elif isinstance(config, str) and config not in named:
             problems.append(f"{where}: there is no data config '{config}'; {nearest(config, named)}")
         else:

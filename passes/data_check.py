@@ -65,7 +65,9 @@ def check_data(
             if data is not None:
                 found[option] = data
                 digest.update(loader.fingerprint(config).encode())
-            if option != "train_data_config":
+            if option == "train_data_config":
+                loader.problems += loader.held_out(f"passes.{name}.{option}", config)
+            else:
                 loader.problems += _altered_problems(f"passes.{name}.{option}", config, data)
         replay, stages = replayed_configs(step.config), stage_configs(step.config)
         replayed = loader.load_all(f"passes.{name}.replay.data_configs", replay, task_of(step))
@@ -112,6 +114,8 @@ def check_data(
         if not step.type.endswith("export") and isinstance(step.config.get("adapter_name"), str):
             loader.trained.setdefault(step.config["adapter_name"], task_of(step))
     metric_options = (evaluator.type_args or {}).get("metric_options") or {} if evaluator is not None else {}
+    validations = [step.config.get("validation_data_config") for _, step in ours]
+    validated = {_key(config) for config in validations if config is not None and not isinstance(config, str)}
     for metric in evaluator.metrics if evaluator is not None else []:
         adapter = metric_adapter(metric, tasks, metric_options) or ""
         if metric.type in ("accuracy", "custom") and metric.data_config is not None and adapter in tasks:
@@ -119,7 +123,8 @@ def check_data(
             data = loader.load(where, metric.data_config, tasks[adapter])
             loader.problems += _altered_problems(where, metric.data_config, data)
             loader.problems += loader.untrue(where, metric.data_config)
-            loader.problems += _label_problems(where, training_data.get(adapter), data)
+            compared = _label_problems if _key(metric.data_config) in validated else _pair_problems
+            loader.problems += compared(where, training_data.get(adapter), data)
             loader.problems += _length_problems(where, data, context, virtual.get(adapter, 0))
             if isinstance(data, GenerationData) and base is not None:
                 options = metric_options.get(metric.name, {})
@@ -194,6 +199,14 @@ class _Loader:
             return [f"{where}: {read.source}: {line}" for line in str(error).splitlines()]
         return []
 
+    def held_out(self, where: str, config: Any) -> list[str]:
+        """The problem that the rows to learn are those on which a teacher is measured."""
+        read = self.loaded[_key(config)]
+        if not isinstance(read, Unanswered) or read.truth is None:
+            return []
+        name = config_content(config)["name"]
+        return [f"{where}: '{name}' has true labels (`label`), so its rows are for metrics; leave `label` out to learn"]
+
     def untrue(self, where: str, config: Any) -> list[str]:
         """The problem that the rows of a metric would have a teacher's labels."""
         read = self.loaded[_key(config)]
@@ -228,14 +241,14 @@ def _altered_problems(where: str, config: Any, data: Data | None) -> list[str]:
 
 
 def _pair_problems(where: str, train: Data | None, validation: Data | None) -> list[str]:
-    """Labels that only the validation rows have; rows that stand in both are warned of."""
+    """Labels that only the held-out rows have; rows that stand in both are warned of."""
     if train is None or validation is None:
         return []
     texts = [d.texts if isinstance(d, ClassificationData) else _joined(d) for d in (train, validation)]
     if pairs := find_duplicates(*texts):
         first, second = pairs[0]
         logger.warning(
-            "%s: %d of %d rows also stand in the training data (training row %d and validation row %d, for one); "
+            "%s: %d of %d rows also stand in the training data (training row %d and held-out row %d, for one); "
             "scores look too good",
             where,
             len(pairs),

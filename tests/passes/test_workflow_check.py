@@ -461,13 +461,15 @@ def test_replayed_data_are_names(tiny_workflow: Workflow) -> None:
         "story": passes["story"],
         "export": passes["export"],
     }
-    again["replay"] = {"data_configs": [{}, 5, "mood_trian"]}
+    again["replay"] = {"data_configs": [{}, 5, "mood_trian", "mood_validation", "mood_train"]}
     where = "passes.again.replay.data_configs"
     assert problems(tiny_workflow) == [
         f"{where}: must be names from data_configs, but one is {{}}",
         f"{where}: must be names from data_configs, but one is 5",
         f"{where}: there is no data config 'mood_trian'; did you mean 'mood_train'? "
         "Valid: mood_train, mood_validation, story_train",
+        f"{where}: 'mood_validation' is what an earlier adapter is scored on; name its training data",
+        f"{where}: 'mood_train' is what this pass learns anyway; name earlier training data",
     ]
 
 
@@ -495,4 +497,7 @@ def test_rows_in_both_parts_are_warned_of_once(tiny_workflow: Workflow, caplog: 
     with caplog.at_level("WARNING", logger="passes.data_check"):
         assert problems(tiny_workflow) == []
     (line,) = [m for m in caplog.messages if m.startswith("passes.mood.")]
-    assert "16 of 16 rows also stand in the training data (training row 1 and validation row 1" in line
+    assert "16 of 16 rows also stand in the training data (training row 1 and held-out row 1" in line
+    # the metric has the training rows of the other adapter
+    (line,) = [m for m in caplog.messages if m.startswith("evaluator.metrics.story.data_config: ")]
+    assert " rows also stand in the training data" in line
