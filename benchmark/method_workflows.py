@@ -55,15 +55,14 @@ def read_task(workflow: Any, name: str | None, source: str) -> Task:
         raise ConfigError([f"{source}: passes: there is no training pass '{name}'; {nearest(name, found)}"])
     chosen = name or next(iter(found))
     held_out = _held_out(workflow, found[chosen])
-    if held_out is None:
-        raise ConfigError(
-            [
-                f"{source}: passes.{chosen}.validation_data_config: is needed, or a metric of type accuracy for its "
-                "adapter; the methods are compared on rows that none has learned"
-            ]
-        )
     task = Task(workflow, chosen, found[chosen], held_out, [key for key in found if key != chosen])
-    if problems := _needed_adapters(task):
+    problems = _needed_adapters(task)
+    if held_out is None:
+        problems.append(
+            f"passes.{chosen}.validation_data_config: is needed, or a metric of type accuracy for its adapter; the "
+            "methods are compared on rows that none has learned"
+        )
+    if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
     return task
 
@@ -173,7 +172,9 @@ def _needed_adapters(task: Task) -> list[str]:
     problems = []
     why = "but a method is trained alone, without the passes before it"
     if (continues := task.step.get("continues")) is not None:
-        problems.append(f"passes.{task.name}.continues: goes on from '{continues}', {why}; leave it out")
+        problems.append(
+            f"passes.{task.name}.continues: goes on from '{continues}', {why}; leave out continues and replay"
+        )
     for data in used_data(task, task.step):
         if (adapter := teacher_of(data).get("adapter")) is not None:
             where = f"data_configs.{data.get('name')}.pre_process_data_config.teacher.adapter"

@@ -108,10 +108,14 @@ def test_a_task_that_needs_another_pass_is_refused(nested: bool) -> None:
         read_task({"data_configs": data, "passes": {"mood": step}}, None, "w.json")
     continues, teacher = caught.value.problems
     assert (
-        continues.startswith("w.json: passes.mood.continues: goes on from 'calm', but") and "leave it out" in continues
+        continues.startswith("w.json: passes.mood.continues: goes on from 'calm', but")
+        and "leave out continues and replay" in continues
     )
     assert teacher.startswith("w.json: data_configs.rows.pre_process_data_config.teacher.adapter: asks 'wise', but")
     assert "teacher.url or teacher.model_path" in teacher
+    with pytest.raises(ConfigError) as caught:  # rows to measure on that are missing are said in one with these
+        read_task({"data_configs": data, "passes": {"mood": {**STEP, "continues": "calm"}}}, None, "w.json")
+    assert len(caught.value.problems) == 3 and "validation_data_config: is needed" in caught.value.problems[-1]
     served = {"type": "taught_classification", "teacher": {"url": "http://localhost/v1", "model": "wise"}}
     inline = {**STEP, "train_data_config": {"pre_process_data_config": served}, "validation_data_config": "held_out"}
     assert read_task({"data_configs": data, "passes": {"mood": inline}}, None, "w.json").name == "mood"
