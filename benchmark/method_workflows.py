@@ -8,6 +8,7 @@ times what the workflow's rate is to the usual one of its method, for a base tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.errors import ConfigError, nearest
@@ -24,6 +25,7 @@ RATES = {
     "prompt": 1e-2,
     "full": 2e-5,
 }
+ONE_PROCESS = ("processes", "accelerate_config")  # options that no method gets: its own process is what is measured
 _OWN_KEYS = ("cache_dir", "output_dir", "evaluators", "evaluator", "search_strategy", "passes", "data_configs")
 
 
@@ -40,7 +42,8 @@ class Task(NamedTuple):
 def read_task(workflow: Any, name: str | None, source: str) -> Task:
     """The training pass `name` of a workflow's content, None: its first one.
 
-    Raises ConfigError where it has none, none of this name, or no rows to measure on.
+    Raises ConfigError where it has none, none of this name, no rows to measure on, or where it needs an adapter that
+    another pass trains.
     """
     passes = workflow.get("passes") if isinstance(workflow, dict) else None
     if not isinstance(passes, dict) or not passes:
@@ -52,20 +55,22 @@ def read_task(workflow: Any, name: str | None, source: str) -> Task:
         raise ConfigError([f"{source}: passes: there is no training pass '{name}'; {nearest(name, found)}"])
     chosen = name or next(iter(found))
     held_out = _held_out(workflow, found[chosen])
+    task = Task(workflow, chosen, found[chosen], held_out, [key for key in found if key != chosen])
+    problems = _needed_adapters(task)
     if held_out is None:
-        raise ConfigError(
-            [
-                f"{source}: passes.{chosen}.validation_data_config: is needed, or a metric of type accuracy for its "
-                "adapter; the methods are compared on rows that none has learned"
-            ]
+        problems.append(
+            f"passes.{chosen}.validation_data_config: is needed, or a metric of type accuracy for its adapter; the "
+            "methods are compared on rows that none has learned"
         )
-    return Task(workflow, chosen, found[chosen], held_out, [key for key in found if key != chosen])
+    if problems:
+        raise ConfigError([f"{source}: {problem}" for problem in problems])
+    return task
 
 
 def method_steps(
     task: Task, methods: Sequence[str], given: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The training pass of each method.
+    """The training pass of each method, without the options of `ONE_PROCESS`.
 
     Args:
         methods: names.
@@ -94,15 +99,20 @@ def method_steps(
         others = given.get(method, {})
         arguments |= others.get("training_args") or {}
         step |= {"method": method, **others, "training_args": arguments}
-        steps[method] = step
+        steps[method] = {key: value for key, value in step.items() if key not in ONE_PROCESS}
     return steps
+
+
+def dropped_options(task: Task, given: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The options of `ONE_PROCESS` that ask for more than one process, in the pass or by method."""
+    asked = (task.step, *given.values())
+    return [key for key in ONE_PROCESS if any(options.get(key) not in (None, 1) for options in asked)]
 
 
 def method_workflow(task: Task, step: Mapping[str, Any], cache: str, output: str) -> dict[str, Any]:
     """A workflow of this training alone, whose adapter is measured in PyTorch on the held-out rows."""
     metric = TRAINING[_kind(step)]
-    named = [step.get("train_data_config"), step.get("validation_data_config"), task.held_out]
-    names = {name for name in named if isinstance(name, str)}
+    names = {name for name in _named(task, step) if isinstance(name, str)}
     sub_type = {"name": metric, "priority": 1, "higher_is_better": metric != "perplexity"}
     measured = {"name": step.get("adapter_name"), "type": "accuracy", "data_config": task.held_out}
     evaluator = {"type": "OlivalEvaluator", "metrics": [{**measured, "sub_types": [sub_type]}]}
@@ -123,6 +133,58 @@ def method_workflow(task: Task, step: Mapping[str, Any], cache: str, output: str
         "cache_dir": cache,
         "output_dir": output,
     }
+
+
+def used_data(task: Task, step: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The data configs of a training and of its measurement, those of `data_configs` and those in the pass itself."""
+    named = _named(task, step)
+    configs = [*(task.workflow.get("data_configs") or []), *named]
+    return [data for data in configs if isinstance(data, dict) and (data in named or data.get("name") in named)]
+
+
+def used_files(task: Task, step: Mapping[str, Any]) -> list[Path]:
+    """The local files of these data, rows and schemas; those that are not there are left out."""
+    files: list[Any] = []
+    for data in used_data(task, step):
+        rows = data_options(data, "load_dataset_config").get("data_files")
+        files += rows if isinstance(rows, list) else [rows]
+        files.append(data_options(data, "pre_process_data_config").get("schema"))
+    return [Path(file) for file in files if isinstance(file, str) and Path(file).is_file()]
+
+
+def data_options(data: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """Options of a data config's `component`, such as "load_dataset_config"; Olive takes them in `params` too."""
+    given = data.get(component)
+    if not isinstance(given, dict):
+        return {}
+    inner = given.get("params")
+    return {**given, **(inner if isinstance(inner, dict) else {})}
+
+
+def teacher_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The option `teacher` of a data config, {} where there is none."""
+    teacher = data_options(data, "pre_process_data_config").get("teacher")
+    return teacher if isinstance(teacher, dict) else {}
+
+
+def _needed_adapters(task: Task) -> list[str]:
+    """What a training takes from another pass, which the workflow of a method does not have."""
+    problems = []
+    why = "but a method is trained alone, without the passes before it"
+    if (continues := task.step.get("continues")) is not None:
+        problems.append(
+            f"passes.{task.name}.continues: goes on from '{continues}', {why}; leave out continues and replay"
+        )
+    for data in used_data(task, task.step):
+        if (adapter := teacher_of(data).get("adapter")) is not None:
+            where = f"data_configs.{data.get('name')}.pre_process_data_config.teacher.adapter"
+            right = "give teacher.url or teacher.model_path, or rows with answers"
+            problems.append(f"{where}: asks '{adapter}', {why}; {right}")
+    return problems
+
+
+def _named(task: Task, step: Mapping[str, Any]) -> list[Any]:
+    return [step.get("train_data_config"), step.get("validation_data_config"), task.held_out]
 
 
 def _kind(step: Mapping[str, Any]) -> str:

@@ -21,7 +21,17 @@ from typing import Any
 
 from benchmark.fresh_process import WorkerError, run_fresh
 from benchmark.method_report import figures, html_report, markdown, print_table
-from benchmark.method_workflows import RATES, Task, method_steps, method_workflow, read_task
+from benchmark.method_workflows import (
+    RATES,
+    Task,
+    dropped_options,
+    method_steps,
+    method_workflow,
+    read_task,
+    teacher_of,
+    used_data,
+    used_files,
+)
 from benchmark.results import commit, machine, read_json, versions, write_json
 from runtime.atomic_file import write_text
 from runtime.errors import ConfigError, OlivalError, nearest
@@ -30,6 +40,7 @@ from runtime.manifest import base_fingerprint, file_sha256
 METHODS = tuple(RATES)
 PACKAGES = ("torch", "transformers", "peft", "olive-ai", "bitsandbytes")
 RESULTS, REPORT, TABLE, MEASURED, WORK = "results.json", "report.html", "table.md", "measured", "work"
+ANSWERS = "teacher"  # folder of a teacher's answers, as in a workflow's cache_dir; all methods learn the same ones
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +74,8 @@ def _compare(options: argparse.Namespace) -> int:
         raise ConfigError(problems)
     if options.task is None and task.others:
         _tell(f"comparing on pass '{task.name}'; --pass takes another: {', '.join(task.others)}")
+    if dropped := dropped_options(task, given):
+        _tell(f"{', '.join(dropped)}: left out: each method is trained in one process, which is measured")
     steps = method_steps(task, methods, given)
     refused = _refused(task, steps, options.out)
     if refused and (options.methods or len(refused) == len(steps)):
@@ -81,7 +94,7 @@ def _compare(options: argparse.Namespace) -> int:
         else:
             _tell(title)
             try:
-                write_json(file, train(task, method, step, options.out / WORK / method))
+                write_json(file, train(task, method, step, options.out / WORK / method, options.out / ANSWERS))
             except WorkerError as error:
                 _tell(f"{title}: failed: {error}")
                 failures.append({"method": method, "reason": str(error)})
@@ -107,13 +120,18 @@ def _compare(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def train(task: Task, method: str, step: Mapping[str, Any], work: Path) -> dict[str, Any]:
+def train(task: Task, method: str, step: Mapping[str, Any], work: Path, answers: Path) -> dict[str, Any]:
     """Trains and measures one method in a new process; `work` is made anew, and removed in the end.
 
+    `answers` is the folder of a teacher's answers; it is made where the data have a teacher, and stays.
     Raises WorkerError with the reason of a failure.
     """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    if any(teacher_of(data) for data in used_data(task, step)):
+        answers.mkdir(parents=True, exist_ok=True)
+        (work / "cache").mkdir()
+        (work / "cache" / ANSWERS).symlink_to(answers.resolve(), target_is_directory=True)
     config, result = work / "workflow.json", work / "result.json"
     write_json(config, method_workflow(task, step, str(work / "cache"), str(work / "output")))
     run_fresh([sys.executable, "-m", "benchmark.training_worker", str(config), str(result)])
@@ -159,12 +177,13 @@ def _refused(task: Task, steps: Mapping[str, Mapping[str, Any]], out: Path) -> d
 
 def _digest(task: Task, step: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Of all that a measurement depends on: the training, its files, versions and commit."""
-    workflow = method_workflow(task, step, "", "")
-    files = [Path(str(data.get("load_dataset_config", {}).get("data_files"))) for data in workflow["data_configs"]]
+    from passes.training.loss_choice import content_sha256
+
     base = _model_path(task)
     parts = [
-        workflow,
-        [file_sha256(file) for file in files if file.is_file()],
+        method_workflow(task, step, "", ""),
+        [file_sha256(file) for file in used_files(task, step)],
+        content_sha256(step.get("loss")),  # of a user's loss, or of a distillation's teacher
         base_fingerprint(base) if base.is_dir() else str(base),
         here,
     ]
@@ -205,7 +224,7 @@ def _option_problems(given: Any, file: Path | None) -> list[str]:
 def _out_problems(out: Path) -> list[str]:
     if out.exists() and not out.is_dir():
         return [f"--out {out}: is a file; name a folder"]
-    own = (RESULTS, REPORT, TABLE, MEASURED, WORK)
+    own = (RESULTS, REPORT, TABLE, MEASURED, WORK, ANSWERS)
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     foreign = sorted(n for n in names if n not in own and not n.endswith(".svg") and ".tmp" not in n)
     if foreign:

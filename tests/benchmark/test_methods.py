@@ -15,6 +15,7 @@ from benchmark.fresh_process import WorkerError
 from benchmark.method_report import figures, html_report, markdown, print_table
 from benchmark.method_workflows import RATES, Task, method_steps, method_workflow, read_task
 from benchmark.results import read_json
+from passes.teaching.answer_store import AnswerStore
 from passes.training.methods import METHODS, OPTIONS
 from runtime.errors import ConfigError
 from tests.passes.conftest import data_config, write_mood_csv
@@ -97,6 +98,74 @@ def test_workflows_that_cannot_be_compared_on(content: Any, name: str | None, sa
         read_task(content, name, "w.json")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_task_that_needs_another_pass_is_refused(nested: bool) -> None:
+    options = {"teacher": {"adapter": "wise"}}
+    rows = {"type": "taught_classification", **({"params": options} if nested else options)}
+    step = {**STEP, "continues": "calm", "validation_data_config": "held_out"}
+    data = [{"name": "rows", "pre_process_data_config": rows}, {"name": "other", "pre_process_data_config": rows}]
+    with pytest.raises(ConfigError) as caught:
+        read_task({"data_configs": data, "passes": {"mood": step}}, None, "w.json")
+    continues, teacher = caught.value.problems
+    assert (
+        continues.startswith("w.json: passes.mood.continues: goes on from 'calm', but")
+        and "leave out continues and replay" in continues
+    )
+    assert teacher.startswith("w.json: data_configs.rows.pre_process_data_config.teacher.adapter: asks 'wise', but")
+    assert "teacher.url or teacher.model_path" in teacher
+    with pytest.raises(ConfigError) as caught:  # rows to measure on that are missing are said in one with these
+        read_task({"data_configs": data, "passes": {"mood": {**STEP, "continues": "calm"}}}, None, "w.json")
+    assert len(caught.value.problems) == 3 and "validation_data_config: is needed" in caught.value.problems[-1]
+    served = {"type": "taught_classification", "teacher": {"url": "http://localhost/v1", "model": "wise"}}
+    inline = {**STEP, "train_data_config": {"pre_process_data_config": served}, "validation_data_config": "held_out"}
+    assert read_task({"data_configs": data, "passes": {"mood": inline}}, None, "w.json").name == "mood"
+
+
+def test_every_file_of_a_task_counts(tmp_path: Path) -> None:
+    names = ("a.csv", "b.csv", "held_out.csv", "rules.json", "loss.py")
+    for name in names:
+        (tmp_path / name).write_text("one", encoding="utf-8")
+    a, b, held_out, rules, loss = (str(tmp_path / name) for name in names)
+    train = {
+        "name": "rows",
+        "load_dataset_config": {"data_files": [a, b]},
+        "pre_process_data_config": {"type": "structured", "params": {"schema": rules}},
+    }
+    inline = {"load_dataset_config": {"params": {"data_files": held_out}}}
+    step = {**STEP, "method": "lora", "loss": f"{loss}:Own", "validation_data_config": inline}
+    task = read_task({"data_configs": [train], "passes": {"mood": step}, "input_model": {}}, None, "w.json")
+    digests = [methods._digest(task, step, {})]
+    assert methods._digest(task, step, {}) == digests[0]
+    for name in names:
+        (tmp_path / name).write_text("other", encoding="utf-8")
+        digests.append(methods._digest(task, step, {}))
+    assert len(set(digests)) == 1 + len(names)
+
+
+def test_methods_share_the_answers_of_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method's own store is written to in place of a training; the next method finds the answer in its own."""
+    taught = {"type": "taught_classification", "teacher": {"url": "http://localhost/v1", "model": "wise"}}
+    step = {**STEP, "method": "lora", "train_data_config": {"pre_process_data_config": taught}}
+    task = Task({}, "mood", step, "held_out", [])
+    found = []
+
+    def trained(command: list[str]) -> None:
+        cache = Path(read_json(Path(command[-2]))["cache_dir"])
+        store = AnswerStore(cache / "teacher", "wise", [])
+        found.append(store.answers())
+        store.keep("why?", "because")
+        raise WorkerError("stopped")
+
+    monkeypatch.setattr(methods, "run_fresh", trained)
+    for method in ("lora", "full", "lora"):
+        with pytest.raises(WorkerError, match="stopped"):
+            methods.train(task, method, step, tmp_path / "work" / method, tmp_path / "teacher")
+    assert [sum(map(len, answers.values())) for answers in found] == [0, 1, 2]
+    with pytest.raises(WorkerError):
+        methods.train(task, "dora", {**step, "train_data_config": "rows"}, tmp_path / "dora", tmp_path / "teacher")
+    assert found[-1] == {}
+
+
 def measured(method: str, accuracy: float = 0.9, **others: Any) -> dict[str, Any]:
     score = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.05, "base": None}
     return {
@@ -148,7 +217,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Runs the command on quickstart; trainings are only noted. Returns (exit code, trained methods, stderr)."""
     trained: list[str] = []
 
-    def train(task: Task, method: str, step: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    def train(task: Task, method: str, step: Mapping[str, Any], work: Path, answers: Path) -> dict[str, Any]:
         trained.append(method)
         if method == "dora":
             raise WorkerError("it broke")
@@ -181,6 +250,17 @@ def test_a_run_goes_on_from_what_is_measured(run: Callable[..., Any], tmp_path: 
     other = tmp_path / "options.json"
     other.write_text('{"lora": {"rank": 2}}', encoding="utf-8")
     assert run("--methods", "lora", "full", "--options", str(other))[1] == ["lora"]
+
+
+def test_each_method_is_trained_in_one_process(run: Callable[..., Any], tmp_path: Path) -> None:
+    task = quickstart("spam")
+    several = task._replace(step={**task.step, "processes": 2, "accelerate_config": "accelerate.yaml"})
+    assert method_steps(several, METHODS, {"full": {"processes": 3}}) == method_steps(task, METHODS, {})
+    other = tmp_path / "options.json"
+    other.write_text('{"lora": {"processes": 2}}', encoding="utf-8")
+    code, _, said = run("--methods", "lora", "--options", str(other))
+    assert code == 0 and "processes: left out: each method is trained in one process" in said
+    assert "left out" not in run("--methods", "lora")[2]
 
 
 def test_a_method_that_fails_leaves_the_others(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -219,7 +299,13 @@ def test_methods_are_trained_and_measured(tmp_path: Path, tiny_llama_path: Path)
     """Two methods really; a third one is refused by the check, whose words are shown."""
     rows = write_mood_csv(tmp_path / "mood.csv")
     accelerator = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
-    step = {**STEP, "train_data_config": "mood_train", "validation_data_config": "mood_held_out", "rank": 4}
+    step = {
+        **STEP,
+        "train_data_config": "mood_train",
+        "validation_data_config": "mood_held_out",
+        "rank": 4,
+        "processes": 2,
+    }
     workflow = {
         "workflow_id": "tiny",
         "input_model": {"type": "HfModel", "model_path": str(tiny_llama_path)},
