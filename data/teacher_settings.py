@@ -28,6 +28,7 @@ _LOCAL = ("batch_size", "chat_template", "compute_dtype", "quantization")
 OPTIONS = {"url": (*_SERVER, *_EVERYWHERE), "model_path": (*_LOCAL, *_EVERYWHERE),
            "adapter": ("batch_size", *_EVERYWHERE)}  # fmt: skip
 _NO_PART_OF_ANSWERS = ("api_key_env", "timeout_seconds", "retries", "backoff_seconds", "requests_at_once", "batch_size")
+_SECRET_ENDS = ("authorization", "api_key", "apikey", "token")  # of fields of a request
 # option -> whether a value is right, and what is
 _RANGES: dict[str, tuple[Any, str]] = {
     "timeout_seconds": (lambda v: _is_number(v) and v > 0, "a number above 0"),
@@ -128,14 +129,38 @@ def _server_problems(options: dict[str, Any]) -> list[str]:
         key = os.environ.get(variable, "").strip()
         if not key:
             problems.append(
-                f"teacher.api_key_env: the environment variable {variable} is not set; export it, or leave out the "
-                "option for a server without keys"
+                f"teacher.api_key_env: {unset_variable(variable)}; export it, or leave out the option for a server "
+                "without keys"
             )
         elif not (key.isascii() and key.isprintable()) or " " in key:
             problems.append(f"teacher.api_key_env: the value of {variable} has spaces or other signs that no key has")
-    if any(str(key).lower() in ("api_key", "authorization") for key in options.get("request", {})):
-        problems.append("teacher.request: a key has no place in a workflow; use api_key_env")
+    if secrets := _secret_fields(options.get("request", {})):
+        problems.append(
+            f"teacher.request: a key has no place in a workflow, and packages would store {', '.join(secrets)}; use "
+            "api_key_env"
+        )
     return problems
+
+
+def unset_variable(name: str) -> str:
+    """That a key's variable is not set; its name is shown where it can hardly be the key itself."""
+    if re.fullmatch(r"[A-Z0-9_]+", name):
+        return f"the environment variable {name} is not set"
+    return "the variable that api_key_env names is not set (names are upper case, such as OPENAI_API_KEY)"
+
+
+def _secret_fields(value: Any, where: str = "") -> list[str]:
+    """Paths of the fields, at any depth, whose names say that a key is in them; "max_tokens" and the like do not."""
+    if isinstance(value, list | tuple):
+        return [found for item in value for found in _secret_fields(item, where)]
+    found = []
+    for key, item in value.items() if isinstance(value, dict) else ():
+        path = f"{where}.{key}" if where else str(key)
+        if str(key).strip().lower().replace("-", "_").endswith(_SECRET_ENDS):
+            found.append(path)
+        else:
+            found += _secret_fields(item, path)
+    return found
 
 
 def _url_problems(url: str) -> list[str]:

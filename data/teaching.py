@@ -68,12 +68,21 @@ class Unanswered:
         return data
 
     def example(self) -> Data:
-        """The data as they will be but for the answers, which are all alike: for checks before the teacher is asked."""
+        """The data as they will be but for the answers: for checks before the teacher is asked.
+
+        Rows to classify get the labels in turn; where there are fewer rows than labels, rows come again until each
+        label has occurred. Rows to write are answered all alike: the same row in other data is then found to be the
+        same.
+        """
         if self.truth is not None:
             return self.truth
-        answer = self.reading.labels[0] if self.reading.labels is not None else "answer"
-        rows = range(len(self.questions))
-        return self.make(list(rows), [Lesson("reasoning", answer) for _ in rows])
+        names, count = self.reading.labels or ("answer",), len(self.questions)
+        alike = self.make(list(range(count)), [Lesson("reasoning", names[0])] * count)
+        if not isinstance(alike, ClassificationData) or not count:
+            return alike
+        places = range(max(count, len(names)))
+        labels = [names[place % len(names)] for place in places]
+        return dataclasses.replace(alike.take([place % count for place in places]), labels=labels)
 
     @property
     def fingerprint(self) -> str:

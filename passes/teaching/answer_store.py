@@ -1,9 +1,9 @@
 """Keeps every answer of a teacher the moment it is there: a run that ends early loses none, and asks none again.
 
-A file of JSON lines for each teacher with its settings, {"question": sha256, "answer": text}; the answers of one
-question stand in the order in which they were given. A line is written by one call at the end of the file, between two
-line feeds: a line that a killed process left unfinished is closed by the next one and not read, and processes that
-share the file do not mix their lines.
+A file of JSON lines for each teacher with its settings, {"question": sha256, "answer": text, "reader": text}; the
+answers of one question stand in the order in which they were given, and the reader is who asked for it. A line is
+written by one call at the end of the file, between two line feeds: a line that a killed process left unfinished is
+closed by the next one and not read, and processes that share the file do not mix their lines.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,31 @@ class AnswerStore:
     def answers(self) -> dict[str, list[str]]:
         """{key of the question: its answers so far}."""
         found: dict[str, list[str]] = {}
+        for question, answer, _ in self._records():
+            found.setdefault(question, []).append(answer)
+        return found
+
+    def attempts(self, reader: str) -> Counter[str]:
+        """{key of the question: how many of its answers a reader has asked for}."""
+        return Counter(question for question, _, asker in self._records() if asker == reader)
+
+    def _records(self) -> list[tuple[str, str, str]]:
+        """(key of the question, answer, reader) of each line."""
+        found: list[tuple[str, str, str]] = []
         if not self.file.exists():
             return found
         for line in self.file.read_bytes().split(b"\n"):
             try:
                 record = json.loads(line)
-                found.setdefault(str(record["question"]), []).append(str(record["answer"]))
-            except (ValueError, TypeError, KeyError):  # empty, or cut off by a kill
+                found.append((str(record["question"]), str(record["answer"]), str(record.get("reader", ""))))
+            except (ValueError, TypeError, KeyError, AttributeError):  # empty, or cut off by a kill
                 continue
         return found
 
-    def keep(self, question: str, answer: str) -> None:
+    def keep(self, question: str, answer: str, reader: str = "") -> None:
         """Appends the next answer of a question. Raises OlivalError when the file cannot be written."""
-        line = json.dumps({"question": key_of(question), "answer": answer})  # escaped: one line, whatever is in it
+        record = {"question": key_of(question), "answer": answer, "reader": reader}
+        line = json.dumps(record)  # escaped: one line, whatever is in it
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab", buffering=0) as stream:

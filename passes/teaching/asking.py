@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,10 @@ def lessons(
 ) -> list[Lesson | None]:
     """What the teacher's answer to each row says, None where no answer could be read; asks what is not kept yet.
 
+    Data configs that read differently share the answers. Of a row's answers the first counts that its own reading can
+    read, so what others ask for later changes nothing; and only answers that its own reading has asked for are
+    `attempts`, so a row is not left out before it was asked for in the words of this reading.
+
     `cache` is the workflow's cache_dir; None is that of the run that Olive is in.
 
     Raises OlivalError as `load_taught` does.
@@ -53,35 +59,46 @@ def lessons(
     teacher: Any = ServerTeacher(settings) if settings.url else LocalTeacher(settings, base, adapters)
     weights = [] if settings.url else teacher.weights()
     store = AnswerStore((cache or cache_folder()) / "teacher", settings.name, [settings.identity(), weights])
-    answers, questions = store.answers(), list(dict.fromkeys(rows.questions))
+    answers, attempts = store.answers(), store.attempts(_reader(rows))
+    questions = list(dict.fromkeys(rows.questions))
     asked = 0
     for _ in range(rows.attempts if teacher.talks else 1):
-        missing = [question for question in questions if _wants_asking(rows, teacher, answers, question)]
+        missing = [
+            question
+            for question in questions
+            if _wants_asking(rows, teacher, answers.get(key_of(question), []), attempts[key_of(question)])
+        ]
         if not missing:
             break
         asked += len(missing)
         _ask(rows, teacher, store, missing, answers)
+        attempts.update(map(key_of, missing))
     found = [_lesson(rows, answers.get(key_of(question), [])) for question in rows.questions]
     _say(rows, found, answers, asked)
     return found
 
 
-def _wants_asking(rows: Unanswered, teacher: Any, answers: Mapping[str, Sequence[str]], question: str) -> bool:
-    given = answers.get(key_of(question), [])
-    return _lesson(rows, given) is None and len(given) < (rows.attempts if teacher.talks else 1)
+def _reader(rows: Unanswered) -> str:
+    """Names a reading in the kept answers."""
+    return key_of(json.dumps(dataclasses.asdict(rows.reading)))[:16]
+
+
+def _wants_asking(rows: Unanswered, teacher: Any, given: Sequence[str], attempts: int) -> bool:
+    """Whether a question with these answers, of which `attempts` are for this reading, is to be asked (again)."""
+    left = attempts < rows.attempts if teacher.talks else not given  # one that cannot talk says the same to all
+    return left and _lesson(rows, given) is None
 
 
 def _lesson(rows: Unanswered, given: Sequence[str]) -> Lesson | None:
-    """Of the answers to one question the last that can be read."""
-    read = [lesson for text in given if (lesson := rows.reading.lesson(text)) is not None]
-    return read[-1] if read else None
+    """Of the answers to one question the first that can be read."""
+    return next((lesson for text in given if (lesson := rows.reading.lesson(text)) is not None), None)
 
 
 def _ask(
     rows: Unanswered, teacher: Any, store: AnswerStore, questions: list[str], answers: dict[str, list[str]]
 ) -> None:
     """One round: each answer is kept on disk and added to `answers`."""
-    conversations = []
+    reader, conversations = _reader(rows), []
     for question in questions:
         talk = [{"role": "user", "content": question}]
         if given := answers.get(key_of(question)):
@@ -92,7 +109,7 @@ def _ask(
               disable=not sys.stderr.isatty()) as bar:  # fmt: skip
 
         def keep(place: int, text: str) -> None:
-            store.keep(questions[place], text)
+            store.keep(questions[place], text, reader)
             answers.setdefault(key_of(questions[place]), []).append(text)
             bar.update()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import requests
 
-from data.teacher_settings import TeacherSettings
+from data.teacher_settings import TeacherSettings, unset_variable
 from runtime.errors import OlivalError
 
 Message = dict[str, str]
@@ -63,7 +63,7 @@ class ServerTeacher:
         self.url = str(settings.url).rstrip("/") + "/chat/completions"
         self._key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not self._key:
-            raise TeacherError(f"teacher.api_key_env: the environment variable {settings.api_key_env} is not set")
+            raise TeacherError(f"teacher.api_key_env: {unset_variable(settings.api_key_env)}")
         self._stopped = threading.Event()
         self._threads = threading.local()
 

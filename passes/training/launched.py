@@ -1,4 +1,7 @@
-"""One of the processes that train an adapter together: `python -m passes.training.launched FOLDER`."""
+"""One of the processes that train an adapter together: `python -m passes.training.launched FOLDER PARENT`.
+
+PARENT is the process that starts it, which it ends with: by the time that this one could look, it may be gone.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from runtime.errors import OlivalError
 WATCH_SECONDS = 1.0
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, parent: int) -> int:
     """Trains what the job in the folder says; returns 0, or 1 after it has written why there is no adapter."""
-    end_with(os.getppid())
+    end_with(parent)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if local_rank:
         _be_silent()
@@ -91,5 +94,5 @@ def _be_silent() -> None:
 
 
 if __name__ == "__main__":
-    if main(Path(sys.argv[1])):
+    if main(Path(sys.argv[1]), int(sys.argv[2])):
         os._exit(1)  # at once: the others may wait for this one, and what is left of torch for them

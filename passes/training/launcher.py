@@ -7,6 +7,7 @@ process, and the process that this one ends with.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -25,7 +26,8 @@ def main(folder: Path, threads: str, parent: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = ["--config_file", str(folder / CONFIG), "--num_cpu_threads_per_process", threads, "--module"]
-    command = launch_command_parser().parse_args([*options, "passes.training.launched", str(folder)])
+    launched = ["passes.training.launched", str(folder), str(os.getpid())]
+    command = launch_command_parser().parse_args([*options, *launched])
     try:
         launch_command(command)
     except SignalException:

@@ -99,6 +99,20 @@ def test_a_classifier_learns_labels(tmp_path: Path) -> None:
         asked.answered([Lesson("", "ham"), None, Lesson("", "ham")])
 
 
+def test_every_label_is_in_the_example(tmp_path: Path) -> None:
+    """What is checked before the teacher is asked has all that it may answer, with fewer rows than labels too."""
+    asked = unanswered(tmp_path, prompt="text").example()
+    assert isinstance(asked, GenerationData) and asked.responses == ["ham"] * 3  # two data sets are compared by them
+    names = ["ham", "spam", "bill", "news"]
+    heads = unanswered(tmp_path, "taught_classification", labels=names).example()
+    texts = ["win a car", "see you", "call 555", "win a car"]
+    assert heads == ClassificationData(texts, names, names, source="rows.jsonl")
+    with pytest.raises(DataError, match="unknown label 'news'"):
+        heads.check_labels(names[:3])
+    free = unanswered(tmp_path, prompt="text", labels=None).example()
+    assert isinstance(free, GenerationData) and free.responses == ["answer"] * 3
+
+
 def test_true_labels(tmp_path: Path) -> None:
     """Rows with true labels are data by themselves; the teacher is asked the same questions to be scored."""
     asked = unanswered(tmp_path, label="kind", prompt="text")
@@ -175,6 +189,10 @@ TEACHERS: list[tuple[Any, str]] = [
     ({**SERVER, "stop": "\n"}, "teacher.stop: must be a list of texts"),
     ({**SERVER, "request": {"api_key": "sk"}}, "teacher.request: a key has no place in a workflow"),
     ({**SERVER, "api_key_env": "NO_SUCH_KEY"}, "teacher.api_key_env: the environment variable NO_SUCH_KEY is not set"),
+    ({**SERVER, "request": {"api-key": "sk"}}, "teacher.request: a key has no place in a workflow"),
+    ({**SERVER, "request": {"extra": [{"headers": {"Authorization": "sk"}}]}}, "teacher.request: a key has no place"),
+    ({**SERVER, "request": {"token": "sk"}}, "teacher.request: a key has no place in a workflow"),
+    ({**SERVER, "request": {"X-ApiKey": "sk"}}, "teacher.request: a key has no place in a workflow"),
     ({**SERVER, "api_key_env": "sk-123"}, "teacher.api_key_env: must be an environment variable's name"),
     ({"model_path": "m", "temperature": 1}, "teacher.temperature: unknown option of a teacher with model_path"),
     ({"model_path": "m", "compute_dtype": "fp8"}, "teacher.compute_dtype: must be one of float32, bfloat16, float16"),
@@ -204,8 +222,21 @@ def test_a_wrong_teacher_is_named(options: Any, expected: str) -> None:
 def test_a_password_in_a_url_is_not_shown() -> None:
     (line,) = teacher_problems({"url": "https://me:sk-secret@host/v1", "model": "m"})
     assert line.startswith("teacher.url: has a user or password") and "secret" not in line
-    (line,) = teacher_problems({**SERVER, "api_key_env": "sk-secret"})
-    assert "secret" not in line
+    for key in ("sk-secret", "hf_secret", "gsk_secretMIXED09"):
+        (line,) = teacher_problems({**SERVER, "api_key_env": key})
+        assert "secret" not in line
+    assert line == (
+        "teacher.api_key_env: the variable that api_key_env names is not set (names are upper case, such as "
+        "OPENAI_API_KEY); export it, or leave out the option for a server without keys"
+    )
+    request = {"headers": {"Authorization": "sk-secret", "accept": "sk"}, "tools": [{"hf-Token": "sk-secret"}]}
+    (line,) = teacher_problems({**SERVER, "request": request})
+    assert "secret" not in line and "would store headers.Authorization, tools.hf-Token;" in line
+
+
+def test_counts_of_tokens_are_no_keys() -> None:
+    fields = {"max_tokens": None, "max_completion_tokens": 9, "return_token_ids": True, "logit_bias": {"5": 1}}
+    assert teacher_problems({**SERVER, "request": fields}) == []
 
 
 def test_the_documentation_names_every_option() -> None:

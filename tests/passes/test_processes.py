@@ -359,6 +359,24 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from passes.training import launched
+launched._train = lambda *_: time.sleep(20)
+launched.main(Path(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+def test_a_process_ends_whose_parent_was_gone_before_it_could_look(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(60)
+    command = [sys.executable, "-c", ORPHAN, str(tmp_path), str(gone.pid)]
+    surroundings = {**os.environ, "RANK": "0", "LOCAL_RANK": "0"}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=surroundings, timeout=60, capture_output=True)
+    assert ended.returncode == 1 and not ended.stderr and not list(tmp_path.iterdir())
+
+
 LONG = {"num_train_epochs": 500, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "no"}
 
 

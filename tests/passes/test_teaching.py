@@ -84,6 +84,27 @@ def test_nonsense_is_asked_again_and_then_left_out(tmp_path: Path, capsys: pytes
         assert len(server.requests) == asked + 1
 
 
+def test_other_readings_change_no_answer_and_use_up_no_attempt(tmp_path: Path) -> None:
+    """One wants labels, one reasons too: each keeps what it first read, and each asks for itself."""
+
+    def answer(request: dict[str, Any], _: int) -> Reply:
+        again, first = len(request["messages"]) > 1, request["messages"][0]["content"]
+        if first == "never":
+            return Reply("banana")
+        return Reply("It rains. Answer: bad" if again else "good")
+
+    alone = Reading(("bad", "good"))
+    with chat_server(answer) as server:
+        teacher = {"url": server.url, "model": "tiny"}
+        labels, reasons = (rows(teacher, ["now", "never"], reading, attempts=1) for reading in (alone, READING))
+        for _ in range(2):
+            assert ask(labels, tmp_path) == [Lesson("", "good"), None]
+            assert ask(reasons, tmp_path) == [Lesson("It rains.", "bad"), None]
+            assert len(server.requests) == 4  # nothing is asked again the second time
+        assert ask(rows(teacher, ["never"], alone, attempts=3), tmp_path) == [None]
+        assert len(server.requests) == 6
+
+
 def test_a_run_goes_on_where_a_failed_one_stopped(tmp_path: Path) -> None:
     """The message says how many rows are kept and where; the next run asks the others alone."""
 
@@ -188,7 +209,7 @@ def test_a_local_teacher_writes_what_transformers_writes(tiny_llama_path: Path, 
         assert answers.answers()[key_of(question)] == [first, reference(talk)]
     free = rows(teacher, questions, Reading())
     assert [lesson.answer for lesson in ask(free, tmp_path) if lesson] == [
-        text.strip() for text in (answers.answers()[key_of(question)][-1] for question in questions)
+        text.strip() for text in (answers.answers()[key_of(question)][0] for question in questions)
     ]
 
 
