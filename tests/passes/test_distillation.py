@@ -75,7 +75,7 @@ def problems(workflow: dict[str, Any]) -> list[str]:
 def test_a_workflow_compares_teacher_and_students(
     tiny_workflow: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight rows, one of which the teacher gets wrong and one of which it does not answer; each is asked once."""
+    """Eight rows, one that the teacher gets wrong, one that it does not answer; the others are asked once."""
     monkeypatch.setenv("TEACHER_KEY", "sk-secret")
     wrong, silent = GOOD[0], GOOD[1]
 
@@ -89,7 +89,8 @@ def test_a_workflow_compares_teacher_and_students(
         run(distillation(tiny_workflow, teacher))
     texts = mood_data(1).texts
     assert sorted(set(server.questions[:8])) == sorted(f"Mood? {text}" for text in texts)
-    assert len(server.requests) == 8 + 2  # and the silent one twice more
+    # the silent one has three attempts of the student that reasons, and three in the words of the one that does not
+    assert len(server.requests) == 8 + 2 + 3
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     (comparison,) = evaluation["distillation"]
     by_name = {model["name"]: model for model in comparison["models"]}
