@@ -26,6 +26,7 @@ ALLOWED = {
     ("benchmark/deployed_training.py", "passes"): "measures the base that a training holds",
     ("benchmark/training_memory.py", "passes"): "measures a training alone, without Olive around it",
     ("benchmark/estimate_accuracy.py", "passes"): "measures a training alone, and asks for its estimate",
+    ("benchmark/methods.py", "passes"): "asks what decides a loss, to know when a result is of other files",
     ("benchmark/memory.py", "passes"): "prints the estimate that trainings begin with",
     ("benchmark/method_workflows.py", "passes"): "asks which options belong to a method",
 }
