@@ -74,7 +74,7 @@ def lessons(
         _ask(rows, teacher, store, missing, answers)
         attempts.update(map(key_of, missing))
     found = [_lesson(rows, answers.get(key_of(question), [])) for question in rows.questions]
-    _say(rows, found, answers, asked)
+    _say(rows, found, answers, asked, store.file)
     return found
 
 
@@ -123,7 +123,9 @@ def _ask(
             ) from error
 
 
-def _say(rows: Unanswered, found: Sequence[Lesson | None], answers: Mapping[str, Sequence[str]], asked: int) -> None:
+def _say(
+    rows: Unanswered, found: Sequence[Lesson | None], answers: Mapping[str, Sequence[str]], asked: int, file: Path
+) -> None:
     """A line on how it went."""
     lost = [question for question, lesson in zip(rows.questions, found, strict=True) if lesson is None]
     line = f"teacher {rows.teacher.name}: {len(found) - len(lost)} of {len(found)} rows of {rows.source} answered"
@@ -132,4 +134,5 @@ def _say(rows: Unanswered, found: Sequence[Lesson | None], answers: Mapping[str,
         said = answers.get(key_of(lost[0]), [""])[-1]
         shown = " ".join(said.split())
         line += f", {len(lost)} left out: their answers could not be read, such as {shown[:SHOWN]!r}"
+        line += f"; raise `attempts`, or delete {file}, to ask them again"
     print(line, file=sys.stderr)

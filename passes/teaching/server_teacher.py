@@ -129,6 +129,8 @@ class ServerTeacher:
             raise TeacherError(self._safe(f"{self.url}: {error}")) from error
         except (requests.exceptions.Timeout, TimeoutError) as error:
             raise _Passing(f"nothing in {seconds:g} seconds (teacher.timeout_seconds)") from error
+        except requests.exceptions.ConnectionError as error:
+            raise _Passing(f"{self._safe(_reason(error))}; is a server running there (teacher.url)?") from error
         except requests.exceptions.RequestException as error:
             raise _Passing(self._safe(_reason(error))) from error
         if response.status_code != 200:
